@@ -1,0 +1,144 @@
+"""The operations a frame is made of, as Triton kernels or as plain torch: chosen once a device, with the reason kept.
+
+    backend = kernels.choose(model.device.type)
+    latents = backend.step_ops.denoise_step(prediction, latents, coefficients)
+
+`reference` has every operation in plain torch; `frame_ops` and `step_ops` have kernels of the same signatures. Knows
+nothing of models or schedules.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Name = Literal["triton", "reference"]
+
+
+class FrameOps(Protocol):
+    """Between a picture in memory and a network's input and output; documented in `reference`."""
+
+    def pixels_to_input(
+        self,
+        pixels: Tensor,
+        *,
+        fold: int,
+        mirror: bool,
+        bgr: bool,
+        dtype: torch.dtype,
+        out: Tensor | None = None,
+    ) -> Tensor: ...
+
+    def output_to_pixels(
+        self, output: Tensor, *, fold: int, bgr: bool, out: Tensor | None = None
+    ) -> Tensor: ...
+
+
+class StepOps(Protocol):
+    """Between two evaluations of the denoiser; documented in `reference`."""
+
+    def add_noise(
+        self, clean: Tensor, noise: Tensor, coefficients: Tensor, *, out: Tensor | None = None
+    ) -> Tensor: ...
+
+    def denoise_step(
+        self,
+        prediction: Tensor,
+        noisy: Tensor,
+        coefficients: Tensor,
+        *,
+        out: Tensor | None = None,
+        x0_out: Tensor | None = None,
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The operations to use on one kind of device, and why these."""
+
+    name: Name
+    reason: str
+    frame_ops: FrameOps
+    step_ops: StepOps
+
+    def __str__(self) -> str:
+        return f"kernels: {self.name}, because {self.reason}"
+
+
+_forced: Name | None = None
+
+
+def choose(device_type: str) -> Backend:
+    """The fastest operations that run on a device; the first choice for each is logged with its reason.
+
+    Args:
+        device_type: of the tensors, `cuda` or `cpu`.
+    """
+    return _load(_forced, "it was asked for") if _forced else _choose(device_type)
+
+
+@contextmanager
+def forced(name: Name) -> Iterator[None]:
+    """Use one implementation whatever the device, for tests and comparisons.
+
+    Raises:
+        ImportError: triton is asked for and not installed.
+    """
+    global _forced
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@functools.cache
+def _choose(device_type: str) -> Backend:
+    backend = _load(*_decide(device_type))
+    log.info("%s", backend)
+    return backend
+
+
+def _decide(device_type: str) -> tuple[Name, str]:
+    if importlib.util.find_spec("triton") is None:
+        return "reference", "triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "triton", "TRITON_INTERPRET=1 interprets them"
+    if device_type != "cuda":
+        return "reference", f"triton does not run on the device {device_type}"
+    if missing := _missing_for_launches():
+        return "reference", f"triton builds its launches with {missing}, which was not found"
+    return "triton", "triton is installed and the device is a GPU"
+
+
+def _missing_for_launches() -> str | None:
+    # The Windows package brings a compiler of its own.
+    if sys.platform != "linux":
+        return None
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "a C compiler (package gcc)"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return "Python's header files (package python3-dev)"
+    return None
+
+
+@functools.cache
+def _load(name: Name, reason: str) -> Backend:
+    # By name, so that a machine without triton never imports it.
+    modules = ("reference", "reference") if name == "reference" else ("frame_ops", "step_ops")
+    frame_ops, step_ops = (importlib.import_module(f"{__name__}.{module}") for module in modules)
+    return Backend(name, reason, cast(FrameOps, frame_ops), cast(StepOps, step_ops))

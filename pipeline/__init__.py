@@ -1,0 +1,1 @@
+"""From a raw frame to a stylised one, at a steady rate."""

@@ -1,0 +1,152 @@
+"""The values a user can set, each defined, defaulted and validated once.
+
+Knows nothing of the command line, torch or threads. Frozen, so a Settings object may cross threads.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from instantvision.pipeline.errors import ConfigError
+
+# The autoencoder folds 16x16 pixels into one latent position.
+SIZE_MULTIPLE_PX = 16
+SIZE_MIN_PX, SIZE_MAX_PX = 64, 4096
+STEPS_MAX = 50
+FPS_MAX = 240.0
+
+Fit = Literal["cover", "letterbox"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Width and height of the engine's picture in pixels, multiples of 16 in 64..4096."""
+
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("width", self.width), ("height", self.height)):
+            if not SIZE_MIN_PX <= value <= SIZE_MAX_PX:
+                raise ConfigError(f"{name} is {value} px, expected {SIZE_MIN_PX} to {SIZE_MAX_PX}: try --size 512")
+            if value % SIZE_MULTIPLE_PX:
+                low = value - value % SIZE_MULTIPLE_PX
+                raise ConfigError(
+                    f"{name} is {value} px, expected a multiple of {SIZE_MULTIPLE_PX}: use {max(low, SIZE_MIN_PX)} "
+                    f"or {low + SIZE_MULTIPLE_PX}"
+                )
+
+    @classmethod
+    def parse(cls, text: str) -> "Size":
+        """Read `512` (square) or `1280x720` (width x height).
+
+        Raises:
+            ConfigError: not of that form, or out of range.
+        """
+        match = re.fullmatch(r"\s*(-?\d+)(?:\s*[xX×]\s*(-?\d+))?\s*", text)
+        if match is None:
+            raise ConfigError(f"size is {text!r}, expected N or WIDTHxHEIGHT, as in --size 512 or --size 1280x720")
+        width = int(match[1])
+        return cls(width, int(match[2]) if match[2] else width)
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One or more presets with positive weights that add up to 1."""
+
+    parts: tuple[tuple[str, float], ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ConfigError("the preset mix is empty: name a preset, as in --preset oil")
+        for name, weight in self.parts:
+            if not (math.isfinite(weight) and weight > 0):
+                raise ConfigError(f"preset {name} has weight {weight}, expected a positive number, as in --preset oil:0.7,ink:0.3")
+        names = [name for name, _ in self.parts]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"the preset mix names a preset twice: {', '.join(names)}")
+        total = sum(weight for _, weight in self.parts)
+        object.__setattr__(self, "parts", tuple((name, weight / total) for name, weight in self.parts))
+
+    @classmethod
+    def parse(cls, text: str) -> "Mix":
+        """Read `oil` or `oil:0.7,ink:0.3`; whether the presets exist is checked by the presets module.
+
+        Raises:
+            ConfigError: not of that form.
+        """
+        parts = []
+        for item in text.split(","):
+            name, separator, weight = item.strip().partition(":")
+            try:
+                parts.append((name.strip(), float(weight) if separator else 1.0))
+            except ValueError:
+                raise ConfigError(f"preset weight is {weight!r}, expected a number, as in --preset oil:0.7,ink:0.3") from None
+            if not name.strip():
+                raise ConfigError(f"preset mix is {text!r}, expected NAME or NAME:WEIGHT,NAME:WEIGHT")
+        return cls(tuple(parts))
+
+    def __str__(self) -> str:
+        if len(self.parts) == 1:
+            return self.parts[0][0]
+        return ",".join(f"{name}:{weight:.2g}" for name, weight in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything the engine reads between two frames.
+
+    Args:
+        mix: presets and weights.
+        size: the engine's picture.
+        steps: denoiser evaluations a frame, 1..50.
+        strength: how far from the camera picture to start, 0 (the picture itself) .. 1 (pure noise).
+        seed: of the noise field, 0..2**31-1.
+        fit: how a picture of another shape is brought to `size`: cover (fill, centre-crop) or letterbox (bars).
+        mirror: flip the input left-right.
+    """
+
+    mix: Mix = field(default_factory=lambda: Mix((("oil", 1.0),)))
+    size: Size = field(default_factory=lambda: Size(512, 512))
+    steps: int = 8
+    strength: float = 1.0
+    seed: int = 0
+    fit: Fit = "cover"
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= STEPS_MAX:
+            raise ConfigError(f"steps is {self.steps}, expected 1 to {STEPS_MAX}: 8 is the default")
+        if not 0.0 <= self.strength <= 1.0:
+            raise ConfigError(f"strength is {self.strength}, expected 0 to 1: 1 is the full effect")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed is {self.seed}, expected 0 to {2**31 - 1}")
+        if self.fit not in ("cover", "letterbox"):
+            raise ConfigError(f"fit is {self.fit!r}, expected cover or letterbox")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveConfig:
+    """How a live run is paced and when it ends.
+
+    Args:
+        fps: rate at which the sink is fed, in (0, 240].
+        duration_s: stop after that long; None runs until Ctrl-C or the end of the source.
+        stale_s: after that long without a fresh stylised frame the slate is shown.
+    """
+
+    fps: float = 60.0
+    duration_s: float | None = None
+    stale_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps <= FPS_MAX:
+            raise ConfigError(f"fps is {self.fps:g}, expected more than 0 and at most {FPS_MAX:g}: 60 is the default")
+        if self.duration_s is not None and not self.duration_s > 0:
+            raise ConfigError(f"duration is {self.duration_s:g} s, expected more than 0")
+        if not self.stale_s > 0:
+            raise ConfigError(f"stale is {self.stale_s:g} s, expected more than 0")

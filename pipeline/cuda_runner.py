@@ -1,0 +1,134 @@
+"""The engine on a GPU: which graph serves which settings, how many are kept, and what happens when memory is full.
+
+Knows nothing of streams and events (graphs.py) or of a frame's arithmetic (frame_pass.py).
+"""
+
+import logging
+from collections import OrderedDict
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from instantvision.pipeline.config import SIZE_MIN_PX, SIZE_MULTIPLE_PX, Settings, Size
+from instantvision.pipeline.errors import EngineError
+from instantvision.pipeline.fitting import fit
+from instantvision.pipeline.frame_pass import FrameInputs, FramePass, frame_inputs
+from instantvision.pipeline.frames import Pixels
+from instantvision.pipeline.graphs import RecordedFrame, Streams
+from instantvision.pipeline.model import LatentModel
+from instantvision.pipeline.runner import IN_FLIGHT_MAX, EngineOptions, Pending
+
+log = logging.getLogger(__name__)
+
+# Size, mirror, and the shapes of all inputs, which the number of steps is part of.
+GraphKey: TypeAlias = tuple[Size, bool, tuple[torch.Size, ...]]
+
+
+class CudaRunner:
+    """Queues frames on a GPU; implements Runner.
+
+    A change of settings is queued on the compute stream behind the frames on their way, so it needs no waiting.
+    """
+
+    def __init__(self, model: LatentModel, settings: Settings, options: EngineOptions) -> None:
+        self._model, self._graphs_kept = model, options.graphs_kept
+        self._frame_pass = FramePass(model, options.compile_mode)
+        self._streams = Streams(model.device)
+        self._recorded: OrderedDict[GraphKey, RecordedFrame] = OrderedDict()
+        self._count = 0
+        self.use(settings)
+
+    @torch.inference_mode()
+    def use(self, settings: Settings) -> None:
+        with torch.cuda.stream(self._streams.compute):
+            inputs = frame_inputs(self._model, settings)
+            key = (settings.size, settings.mirror, inputs.shapes)
+            recorded = self._recorded.get(key)
+            if recorded is None:
+                recorded = self._record(key, inputs, settings)
+            else:
+                self._recorded.move_to_end(key)
+                recorded.inputs.copy_(inputs)
+        self._current, self._settings = recorded, settings
+
+    @torch.inference_mode()
+    def submit(self, pixels: Pixels) -> Pending:
+        # The engine let the frame before the last one finish, whose slot this is.
+        slot = self._current.slots[self._count % IN_FLIGHT_MAX]
+        fit(pixels, self._settings.size, self._settings.fit, out=slot.host_in.numpy())
+        self._current.launch(slot)
+        self._count += 1
+        return Pending(slot.finish)
+
+    def close(self) -> None:
+        del self._current
+        self._forget_graphs(keep=0)
+
+    def _record(self, key: GraphKey, inputs: FrameInputs, settings: Settings) -> RecordedFrame:
+        """Record a graph for new shapes while the caller waits; the graph in use stays whatever happens."""
+        log.info("recording the frame at %s with %d steps", settings.size, inputs.steps)
+        self._forget_graphs(keep=max(1, self._graphs_kept))
+        recorded = self._try_recording(inputs, settings)
+        if recorded is None:
+            log.info("GPU memory is full: giving up the graphs of other sizes")
+            self._forget_graphs(keep=1)
+            recorded = self._try_recording(inputs, settings)
+        if recorded is None:
+            raise out_of_memory(settings.size, self._model.device)
+        self._recorded[key] = recorded
+        return recorded
+
+    def _try_recording(self, inputs: FrameInputs, settings: Settings) -> RecordedFrame | None:
+        """None if memory does not suffice; what the try had taken is free again then."""
+
+        def call(pixels: Tensor, static: FrameInputs, out: Tensor) -> Tensor:
+            return self._frame_pass(pixels, static, mirror=settings.mirror, out=out)
+
+        try:
+            return RecordedFrame(call, inputs, settings.size, self._streams, self._model.device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _forget_graphs(self, *, keep: int) -> None:
+        """Drop the graphs that were used longest ago, and give their memory back. The newest is the one in use."""
+        if len(self._recorded) <= keep:
+            return
+        # A graph must have ended before its memory goes. Not in the frame path.
+        torch.cuda.synchronize(self._model.device)
+        while len(self._recorded) > keep:
+            self._recorded.popitem(last=False)
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one it was raised in place of, is about device memory.
+
+    Recording and compiling wrap it: a failed recording ends with an error of its own, the driver's has no type.
+    """
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def out_of_memory(size: Size, device: torch.device) -> EngineError:
+    """The error that says which size did not fit and which to try."""
+    smaller = next_smaller(size)
+    advice = f"pass --size {smaller}" if smaller else "close other programs that use the GPU"
+    return EngineError(
+        f"{torch.cuda.get_device_name(device)} has too little free memory for {size}: {advice}"
+    )
+
+
+def next_smaller(size: Size) -> Size | None:
+    """Three quarters of a size along each axis, in multiples of 16; None if it is the smallest already."""
+
+    def shrink(px: int) -> int:
+        return max(SIZE_MIN_PX, px * 3 // 4 // SIZE_MULTIPLE_PX * SIZE_MULTIPLE_PX)
+
+    smaller = Size(shrink(size.width), shrink(size.height))
+    return None if smaller == size else smaller

@@ -1,0 +1,323 @@
+"""The live loop: a capture thread, an engine thread and an output thread, with one slot between each two.
+
+The only file that starts threads. Knows the engine by its few methods only, and nothing of torch.
+
+    Source.read ─► Latest[Frame] ─► engine ─► Latest[Finished] ─► Playout ─► Sink.send
+
+Slots keep the newest picture only, so no stage is ever behind. All threads share one stop event; an error in one
+of them sets it, and is raised again in the thread that called run_live.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from instantvision.integrations.base import EndOfSource, Sink, Source
+from instantvision.integrations.clock import SYSTEM_CLOCK, Clock
+from instantvision.pipeline.config import LiveConfig, Settings, Size
+from instantvision.pipeline.errors import ConfigError, EngineError
+from instantvision.pipeline.fitting import fit
+from instantvision.pipeline.frames import Closed, Frame, Latest, Origin, Pixels
+from instantvision.pipeline.meter import LiveStats, Meter, Surroundings
+from instantvision.pipeline.pacing import Finished
+from instantvision.pipeline.playout import Playout
+
+log = logging.getLogger(__name__)
+
+# How long a thread may wait for a picture before it looks at the stop event again.
+POLL_S = 0.1
+# A submit that takes longer has done the work itself, as an engine on a CPU does: to start the next picture before
+# this one is handed on would only delay it.
+SYNCHRONOUS_S = 0.005
+# Ctrl-C has to end within a second, the sink's closing included; a normal end lets a slow engine finish its picture.
+HURRIED_JOIN_S, PATIENT_JOIN_S = 0.7, 10.0
+
+
+class Pending(Protocol):
+    """A picture in the making; pipeline.engine.Pending is one."""
+
+    @property
+    def device_ms(self) -> float | None:
+        """Device time, known after result()."""
+
+    def result(self) -> Pixels:
+        """The picture, freshly allocated; waits for it."""
+
+
+class FrameEngine(Protocol):
+    """What the live loop needs of pipeline.engine.Engine; used by one thread."""
+
+    @property
+    def settings(self) -> Settings:
+        """What the next picture is made with."""
+
+    def update(self, settings: Settings) -> None:
+        """Use other settings from the next submit on."""
+
+    def submit(self, pixels: Pixels) -> Pending:
+        """Begin a picture; two may be in the making."""
+
+    def close(self) -> None:
+        """Release the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveParts:
+    """What a live run is put together from.
+
+    Args:
+        source, sink: not yet opened.
+        make_engine: called in the engine's thread, while the slate is already showing.
+        settings_box: new settings may be put at any time; they are read between two pictures.
+        on_stats: called about once a second, and at the very end even if that is an error.
+        clock: of the same origin as Frame.captured_s.
+    """
+
+    source: Source
+    sink: Sink
+    make_engine: Callable[[], FrameEngine]
+    settings_box: Latest[Settings]
+    on_stats: Callable[[LiveStats], None]
+    clock: Clock = SYSTEM_CLOCK
+
+
+def run_live(parts: LiveParts, size: Size, config: LiveConfig, stop: threading.Event) -> LiveStats:
+    """Run until `stop` is set, the duration is over, the source ends or a stage fails.
+
+    Args:
+        parts: the stages; source and sink are opened and closed here.
+        size: of the output, the same whatever the settings' size becomes; pictures of another size get bars.
+        config: pace and end.
+        stop: ends the run within a second; is set when this returns.
+
+    Returns:
+        The figures of the whole run.
+
+    Raises:
+        InstantVisionError: of the stage that failed first.
+    """
+    run = _Run(parts, size, config, stop)
+    with ExitStack() as stack:
+        stack.callback(parts.source.close)
+        parts.source.open()
+        stack.callback(parts.sink.close)
+        parts.sink.open(size, config.fps)
+        stack.callback(run.report)
+        stack.callback(run.end)
+        run.play()
+    if run.errors:
+        raise run.errors[0]
+    return run.stats()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wires:
+    """What the first two stages share."""
+
+    stop: threading.Event
+    clock: Clock
+    raw: Latest[Frame] = field(default_factory=Latest)
+    finished: Latest[Finished] = field(default_factory=Latest)
+    meter: Meter = field(default_factory=Meter)
+
+
+class _Run:
+    """The three threads of one run."""
+
+    def __init__(self, parts: LiveParts, size: Size, config: LiveConfig, stop: threading.Event) -> None:
+        self._parts, self._size, self._config, self._stop = parts, size, config, stop
+        self._wires = _Wires(stop=stop, clock=parts.clock)
+        self._capture = _Capture(parts.source, self._wires)
+        self._engine = _EngineStage(parts, size, self._wires)
+        self._playout = Playout(parts.sink, size, config, self._wires.meter, parts.clock)
+        self._threads: list[threading.Thread] = []
+        self.errors: list[BaseException] = []
+
+    def play(self) -> None:
+        """Start everything and wait for the output to end."""
+        # The output first: its slate shows while the others begin.
+        output = self._start("output", self._output)
+        self._start("capture", self._capture.run, self._wires.raw.close)
+        self._start("engine", self._engine.run, self._wires.finished.close)
+        # Not stop.wait(): a signal handler that sets the event while this thread holds its lock would wait forever.
+        while output.is_alive():
+            output.join(POLL_S)
+
+    def end(self) -> None:
+        """Stop the threads and wait for them, not much longer than a person who pressed Ctrl-C would."""
+        patience_s = HURRIED_JOIN_S if self._stop.is_set() else PATIENT_JOIN_S
+        self._stop.set()
+        self._wires.raw.close()
+        self._wires.finished.close()
+        deadline_s = self._parts.clock.now_s() + patience_s
+        for thread in self._threads:
+            thread.join(max(deadline_s - self._parts.clock.now_s(), 0.0))
+            if thread.is_alive():
+                log.warning(
+                    "the %s thread has not ended after %.1f s and is left behind", thread.name, patience_s
+                )
+
+    def report(self) -> None:
+        """Tell the figures so far."""
+        self._parts.on_stats(self.stats())
+
+    def stats(self) -> LiveStats:
+        """The figures so far."""
+        around = Surroundings(
+            source=self._parts.source.name,
+            sink=self._parts.sink.name,
+            size=self._size,
+            settings=self._engine.settings,
+            status=self._parts.source.status,
+            dropped_capture=self._engine.dropped_capture,
+            dropped_engine=self._wires.finished.dropped,
+            threads_left=sum(thread.is_alive() for thread in self._threads) if self._stop.is_set() else 0,
+        )
+        return self._wires.meter.stats(self._parts.clock.now_s(), around)
+
+    def _output(self) -> None:
+        self._playout.run(self._wires.finished, self._stop, self._why, self.report)
+        if self.errors:
+            # Whoever goes on showing the last picture shows this one, not a face frozen in mid-word.
+            self._playout.show_slate(f"Stopped: {self.errors[0]}")
+
+    def _why(self) -> str:
+        """Why there is no stylised picture."""
+        source = self._parts.source
+        if self._engine.settings is None:
+            return "Starting: loading the model"
+        if self._parts.clock.now_s() - self._capture.last_s > self._config.stale_s or source.status:
+            return f"Waiting for {source.name}" + (f": {source.status}" if source.status else "")
+        if not self._engine.delivered:
+            return "Starting: the first picture"
+        return f"Engine: no picture for {self._config.stale_s:g} s"
+
+    def _start(
+        self, name: str, work: Callable[[], None], afterwards: Callable[[], None] = lambda: None
+    ) -> threading.Thread:
+        # Daemons, so that an engine stuck in a driver cannot keep the program from ending.
+        thread = threading.Thread(target=self._guarded, args=(work, afterwards), name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def _guarded(self, work: Callable[[], None], afterwards: Callable[[], None]) -> None:
+        try:
+            work()
+        # Everything, to be raised again by run_live: a thread's own traceback would reach nobody.
+        except BaseException as error:  # noqa: BLE001
+            self.errors.append(error)
+            self._stop.set()
+        finally:
+            afterwards()
+
+
+class _Capture:
+    """Source to first slot."""
+
+    def __init__(self, source: Source, wires: _Wires) -> None:
+        self._source, self._wires = source, wires
+        self.last_s = wires.clock.now_s()
+
+    def run(self) -> None:
+        """Until the stop event or the end of the source."""
+        while not self._wires.stop.is_set():
+            try:
+                frame = self._source.read(POLL_S)
+            except EndOfSource:
+                return
+            if frame is not None:
+                self.last_s = frame.captured_s
+                self._wires.meter.captured(frame.captured_s)
+                self._wires.raw.put(frame)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _InFlight:
+    """A picture the engine is working on."""
+
+    raw: Frame
+    pending: Pending
+    submitted_s: float
+    submit_s: float
+
+
+class _EngineStage:
+    """First slot to second slot."""
+
+    def __init__(self, parts: LiveParts, size: Size, wires: _Wires) -> None:
+        self._make_engine, self._settings_box = parts.make_engine, parts.settings_box
+        self._size, self._wires = size, wires
+        self._dropped_while_loading = 0
+        self.settings: Settings | None = None
+        self.delivered = 0
+
+    @property
+    def dropped_capture(self) -> int:
+        """Raw pictures replaced unseen, without those that came while the engine was loading."""
+        return self._wires.raw.dropped - self._dropped_while_loading if self.settings else 0
+
+    def run(self) -> None:
+        """Build the engine, then stylise until the stop event, or until the first slot is closed and empty."""
+        engine = self._make_engine()
+        try:
+            self._dropped_while_loading = self._wires.raw.dropped
+            self.settings = engine.settings
+            self._stylise(engine)
+        finally:
+            engine.close()
+
+    def _stylise(self, engine: FrameEngine) -> None:
+        """Two pictures in the making while pictures wait, otherwise each is collected as soon as it is ready."""
+        in_flight: _InFlight | None = None
+        while not self._wires.stop.is_set():
+            self._refresh_settings(engine)
+            try:
+                raw = self._wires.raw.take(timeout_s=0 if in_flight else POLL_S)
+            except Closed:
+                break
+            submitted = self._submit(engine, raw) if raw else None
+            if in_flight:
+                self._deliver(in_flight)
+            in_flight = submitted
+            if in_flight and in_flight.submit_s > SYNCHRONOUS_S:
+                self._deliver(in_flight)
+                in_flight = None
+        if in_flight and not self._wires.stop.is_set():
+            self._deliver(in_flight)
+
+    def _refresh_settings(self, engine: FrameEngine) -> None:
+        try:
+            settings = self._settings_box.take(timeout_s=0)
+        except Closed:
+            return
+        if settings is None:
+            return
+        try:
+            engine.update(settings)
+        except (ConfigError, EngineError) as error:
+            # A slip at the controls, or a size beyond the device's memory, must not end the show.
+            log.warning("kept the settings as they were: %s", error)
+        self.settings = engine.settings
+
+    def _submit(self, engine: FrameEngine, raw: Frame) -> _InFlight:
+        submitted_s = self._wires.clock.now_s()
+        pending = engine.submit(raw.pixels)
+        submit_s = self._wires.clock.now_s() - submitted_s
+        return _InFlight(raw=raw, pending=pending, submitted_s=submitted_s, submit_s=submit_s)
+
+    def _deliver(self, work: _InFlight) -> None:
+        pixels = work.pending.result()
+        now_s = self._wires.clock.now_s()
+        self._wires.meter.finished(now_s, (now_s - work.submitted_s) * 1e3, work.pending.device_ms)
+        frame = Frame(
+            pixels=fit(pixels, self._size, "letterbox"),
+            index=work.raw.index,
+            captured_s=work.raw.captured_s,
+            origin=Origin.STYLISED,
+        )
+        self._wires.finished.put(Finished(frame=frame, finished_s=self._wires.clock.now_s()))
+        self.delivered += 1

@@ -1,0 +1,55 @@
+"""The embedded model on the best device of this computer, and an engine around it.
+
+Imports torch, which takes seconds: import this inside a function, after everything cheap has been checked.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
+from instantvision.pipeline.config import Settings, Size
+from instantvision.pipeline.device import choose_device
+from instantvision.pipeline.engine import Engine
+from instantvision.pipeline.mini import Mini
+from instantvision.pipeline.runner import EngineOptions
+
+SizeOn = Callable[[str], Size]
+"""Gives the size for a type of device, `cuda` or `cpu`."""
+
+
+def load_mini(settings: Settings, size_on: SizeOn | None = None) -> tuple[Mini, Settings]:
+    """The embedded model on the best device, and the settings with the size for that device.
+
+    Args:
+        settings: as the user gave them.
+        size_on: None keeps the size of `settings`.
+
+    Raises:
+        WeightsError: a weights file is missing, damaged or of another model.
+    """
+    choice = choose_device()
+    model = Mini.load(choice.device, choice.dtype)
+    if size_on is not None:
+        settings = replace(settings, size=size_on(choice.device.type))
+    return model, settings
+
+
+@contextmanager
+def started_engine(
+    settings: Settings, size_on: SizeOn | None = None, *, compiled: bool = True
+) -> Iterator[tuple[Engine, str]]:
+    """An engine with the embedded model and the type of its device; closed at the end.
+
+    Args:
+        settings: of the first frame.
+        size_on: as in load_mini.
+        compiled: False for so few frames that compiling would take longer than it saves.
+
+    Raises:
+        WeightsError: a weights file is missing, damaged or of another model.
+        EngineError: the device cannot run it.
+    """
+    model, settings = load_mini(settings, size_on)
+    options = EngineOptions() if compiled else EngineOptions(compile_mode=None)
+    with closing(Engine(model, settings, options)) as engine:
+        yield engine, model.device.type

@@ -1,0 +1,1 @@
+"""What faces OBS and the person at the controls."""

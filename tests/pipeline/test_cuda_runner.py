@@ -1,0 +1,169 @@
+"""Which graphs are recorded, kept and given up: with recordings that only take notes, and on a real GPU."""
+
+import contextlib
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from instantvision.pipeline import cuda_runner
+from instantvision.pipeline.config import Mix, Settings, Size
+from instantvision.pipeline.cuda_runner import CudaRunner, is_out_of_memory, next_smaller
+from instantvision.pipeline.engine import Engine, EngineOptions
+from instantvision.pipeline.errors import EngineError
+
+SETTINGS = Settings(size=Size(64, 64), steps=2)
+SIZES = [Size(side, 64) for side in (64, 80, 96, 112, 128)]
+
+
+class Recordings:
+    """Stands in for graphs.RecordedFrame: counts, and runs out of memory when told to."""
+
+    def __init__(self):
+        self.made, self.alive, self.fits = [], set(), lambda size, alive: True
+
+    def __call__(self, call, inputs, size, streams, device):
+        if not self.fits(size, self.alive):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        self.made.append(size)
+        return Recording(self, inputs.clone(), size)
+
+
+class Recording:
+    def __init__(self, owner, inputs, size):
+        self.owner, self.inputs, self.size = owner, inputs, size
+        owner.alive.add(size)
+
+    def __del__(self):
+        self.owner.alive.discard(self.size)
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    recordings = Recordings()
+    monkeypatch.setattr(cuda_runner, "RecordedFrame", recordings)
+    monkeypatch.setattr(cuda_runner, "Streams", lambda device: SimpleNamespace(compute=None))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    return recordings
+
+
+def at(size):
+    return replace(SETTINGS, size=size)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 3}, {"strength": 0.5}, {"mix": Mix.parse("ink")}, {"fit": "letterbox"}]
+)
+def test_a_changed_look_records_nothing_and_rewrites_the_buffers(recordings, toy_model, change):
+    runner = CudaRunner(toy_model, SETTINGS, EngineOptions())
+    inputs = runner._current.inputs
+    before = inputs.clone()
+    runner.use(replace(SETTINGS, **change))
+    assert recordings.made == [SETTINGS.size]
+    assert runner._current.inputs is inputs
+    changed = any(
+        not torch.equal(one, other) for one, other in zip(inputs._tensors(), before._tensors(), strict=True)
+    )
+    assert changed == ("fit" not in change)
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": Size(80, 64)}, {"steps": 3}, {"mirror": True}, {"strength": 0.0}]
+)
+def test_a_changed_frame_records_once(recordings, toy_model, change):
+    runner = CudaRunner(toy_model, SETTINGS, EngineOptions())
+    for _ in range(2):
+        runner.use(replace(SETTINGS, **change))
+        runner.use(SETTINGS)
+    assert len(recordings.made) == 2
+
+
+def test_the_graphs_used_last_are_kept(recordings, toy_model):
+    runner = CudaRunner(toy_model, at(SIZES[0]), EngineOptions(graphs_kept=2))
+    for size in (SIZES[1], SIZES[2], SIZES[0], SIZES[3]):
+        runner.use(at(size))
+    assert recordings.alive == {SIZES[0], SIZES[2], SIZES[3]}
+
+
+def test_full_memory_gives_up_other_sizes_before_it_fails(recordings, toy_model):
+    runner = CudaRunner(toy_model, at(SIZES[0]), EngineOptions(graphs_kept=3))
+    runner.use(at(SIZES[1]))
+    recordings.fits = lambda size, alive: len(alive) < 2
+    runner.use(at(SIZES[2]))
+    assert recordings.alive == {SIZES[1], SIZES[2]}
+
+
+def test_a_size_that_does_not_fit_is_named_with_the_next_smaller(recordings, toy_model):
+    runner = CudaRunner(toy_model, at(SIZES[0]), EngineOptions())
+    recordings.fits = lambda size, alive: False
+    with pytest.raises(
+        EngineError, match="GPU has too little free memory for 1024x1024: pass --size 768x768"
+    ):
+        runner.use(at(Size(1024, 1024)))
+    # What ran before goes on.
+    assert runner._current.size == SIZES[0]
+    assert runner._settings.size == SIZES[0]
+
+
+def test_another_error_is_not_taken_for_full_memory(recordings, toy_model, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("misaligned address")
+
+    monkeypatch.setattr(cuda_runner, "RecordedFrame", broken)
+    with pytest.raises(RuntimeError, match="misaligned"):
+        CudaRunner(toy_model, SETTINGS, EngineOptions())
+
+
+def test_closing_gives_up_every_graph(recordings, toy_model):
+    runner = CudaRunner(toy_model, SETTINGS, EngineOptions())
+    runner.use(at(SIZES[1]))
+    runner.close()
+    assert recordings.alive == set()
+
+
+def test_full_memory_is_recognised_behind_other_errors():
+    assert is_out_of_memory(torch.OutOfMemoryError("no"))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    failed_recording = RuntimeError("capture failed")
+    failed_recording.__context__ = torch.OutOfMemoryError("no")
+    assert is_out_of_memory(failed_recording)
+    assert not is_out_of_memory(RuntimeError("misaligned address"))
+
+
+def test_next_smaller_sizes_end():
+    assert next_smaller(Size(1280, 720)) == Size(960, 528)
+    assert next_smaller(Size(64, 80)) == Size(64, 64)
+    assert next_smaller(Size(64, 64)) is None
+
+
+# torch's compiler uses parts of torch that warn of their own age.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile_mode", [None, "default"])
+def test_every_size_on_a_gpu(toy_model_on_gpu, compile_mode):
+    engine = Engine(toy_model_on_gpu, SETTINGS, EngineOptions(compile_mode=compile_mode, graphs_kept=1))
+    picture = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
+    first = engine.stylise(picture)
+    for size in (*SIZES, SETTINGS.size):
+        engine.update(at(size))
+        assert engine.stylise(picture).shape == (size.height, size.width, 3)
+    assert np.array_equal(engine.stylise(picture), first)
+    engine.close()
+
+
+@pytest.mark.gpu
+def test_memory_comes_back_on_a_gpu(toy_model_on_gpu):
+    before = torch.cuda.memory_allocated()
+    engine = Engine(toy_model_on_gpu, at(Size(2048, 2048)), EngineOptions(compile_mode=None))
+    engine.stylise(np.zeros((64, 64, 3), np.uint8))
+    taken = torch.cuda.memory_allocated() - before
+    engine.close()
+    del engine
+    # The pixel buffers alone are 72 MiB; a library's workspace for the engine's stream, up to 32 MiB, stays.
+    assert taken > 72 * 2**20
+    assert torch.cuda.memory_allocated() - before <= 32 * 2**20

@@ -1,0 +1,564 @@
+"""The live loop with stand-ins for source, engine and sink; the threads are real."""
+
+import _thread
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from instantvision.integrations.base import EndOfSource, require_sendable
+from instantvision.pipeline import stages
+from instantvision.pipeline.config import LiveConfig, Mix, Settings, Size
+from instantvision.pipeline.errors import ConfigError, EngineError, SinkError, SourceError
+from instantvision.pipeline.frames import Frame, Latest, Origin, Pixels
+from instantvision.pipeline.meter import LiveStats
+from instantvision.pipeline.stages import LiveParts, run_live
+
+SIZE = Size(64, 64)
+SETTINGS = Settings(mix=Mix.parse("oil"), size=SIZE)
+# Nothing here takes that long; it only keeps a broken test from hanging.
+LONG_S = 20.0
+FAST = LiveConfig(fps=200.0)
+
+
+def raw_frame(index: int) -> Frame:
+    pixels = np.full((48, 80, 3), index % 256, np.uint8)
+    return Frame(pixels=pixels, index=index, captured_s=stages.SYSTEM_CLOCK.now_s(), origin=Origin.RAW)
+
+
+class FakeSource:
+    """Gives what `frames` yields, raises what it raises, and ends with it."""
+
+    def __init__(self, frames: Iterable[Frame | None], open_error: Exception | None = None) -> None:
+        self.name, self.status, self.calls = "fake source", "", list[str]()
+        self._frames, self._open_error = iter(frames), open_error
+
+    def open(self) -> None:
+        self.calls.append("open")
+        if self._open_error:
+            raise self._open_error
+
+    def read(self, timeout_s: float) -> Frame | None:
+        for frame in self._frames:
+            return frame
+        raise EndOfSource
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class FakeSink:
+    """Keeps the frames it is sent; `on_send` sees each of them first and may raise."""
+
+    def __init__(
+        self, on_send: Callable[[Frame], None] = lambda frame: None, open_error: Exception | None = None
+    ) -> None:
+        self.name, self.calls, self.frames = "fake sink", list[str](), list[Frame]()
+        self._on_send, self._open_error = on_send, open_error
+
+    def open(self, size: Size, fps: float) -> None:
+        self.calls.append("open")
+        if self._open_error:
+            raise self._open_error
+
+    def send(self, frame: Frame) -> None:
+        require_sendable(frame, SIZE)
+        self._on_send(frame)
+        self.frames.append(frame)
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class FakePending:
+    def __init__(self, finish: Callable[[], Pixels]) -> None:
+        self.device_ms: float | None = None
+        self._finish = finish
+
+    def result(self) -> Pixels:
+        self.device_ms = 1.5
+        return self._finish()
+
+
+class FakeEngine:
+    """Paints everything with 255 minus the picture's first value; `log` lists what was asked of it in its order."""
+
+    def __init__(self, on_submit: Callable[[int], None] = lambda number: None) -> None:
+        self.settings, self.log, self.closed = SETTINGS, list[str](), False
+        self.update_error: Exception | None = None
+        self._on_submit, self._numbers = on_submit, itertools.count()
+
+    def update(self, settings: Settings) -> None:
+        if self.update_error:
+            raise self.update_error
+        self.settings = settings
+
+    def submit(self, pixels: Pixels) -> FakePending:
+        number, size = next(self._numbers), self.settings.size
+        self.log.append(f"submit {number}")
+        self._on_submit(number)
+
+        def finish() -> Pixels:
+            self.log.append(f"result {number}")
+            return np.full((size.height, size.width, 3), 255 - pixels.flat[0], np.uint8)
+
+        return FakePending(finish)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Bench:
+    """A run put together from stand-ins, each replaceable."""
+
+    def __init__(
+        self,
+        source: FakeSource | None = None,
+        sink: FakeSink | None = None,
+        make_engine: Callable[[], FakeEngine] | None = None,
+    ) -> None:
+        self.stop, self.engine = threading.Event(), FakeEngine()
+        self.source, self.sink = source or FakeSource(self.camera()), sink or FakeSink()
+        self.make_engine = make_engine or (lambda: self.engine)
+        self.settings_box: Latest[Settings] = Latest()
+        self.reports: list[LiveStats] = []
+        self.on_stats: Callable[[LiveStats], None] = self.reports.append
+
+    def camera(self) -> Iterator[Frame | None]:
+        """A camera of about 200 Hz, until the run stops."""
+        for index in itertools.count():
+            self.stop.wait(1 / FAST.fps)
+            yield raw_frame(index)
+
+    def run(self, config: LiveConfig = FAST) -> LiveStats:
+        # A test whose condition never comes fails by its own assertions.
+        config = replace(config, duration_s=config.duration_s or LONG_S)
+        parts = LiveParts(
+            source=self.source,
+            sink=self.sink,
+            make_engine=self.make_engine,
+            settings_box=self.settings_box,
+            on_stats=lambda stats: self.on_stats(stats),
+        )
+        return run_live(parts, SIZE, config, self.stop)
+
+    def stop_when(self, condition: Callable[[Frame], bool]) -> None:
+        """Stop the run after the sink took a picture for which that is true."""
+
+        def on_send(frame: Frame) -> None:
+            if condition(frame):
+                self.stop.set()
+
+        self.sink = FakeSink(on_send)
+
+    @property
+    def origins(self) -> list[Origin]:
+        return [frame.origin for frame in self.sink.frames]
+
+
+def is_stylised(frame: Frame) -> bool:
+    return frame.origin is Origin.STYLISED
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) - before == set()
+
+
+def assert_closed(bench: Bench) -> None:
+    assert bench.source.calls == ["open", "close"]
+    assert bench.sink.calls == ["open", "close"]
+    assert bench.stop.is_set()
+
+
+def test_a_run_of_a_given_length() -> None:
+    bench = Bench()
+
+    stats = bench.run(replace(FAST, duration_s=0.5))
+
+    assert_closed(bench)
+    assert bench.engine.closed
+    assert stats.ticks == len(bench.sink.frames) == stats.fresh + stats.repeated + stats.held + stats.slate
+    # The lock may move the ticks by half a period, and a halted machine leaves some out.
+    assert stats.ticks <= 101
+    assert stats.fresh > 0
+    assert (stats.source, stats.sink, stats.threads_left) == ("fake source", "fake sink", 0)
+    assert stats.settings == SETTINGS
+    assert bench.reports[-1].ticks == stats.ticks
+
+
+def test_the_slate_shows_while_the_engine_is_built() -> None:
+    loaded = threading.Event()
+    bench = Bench()
+    slates = itertools.count(1)
+
+    def on_send(frame: Frame) -> None:
+        if frame.origin is Origin.SLATE and next(slates) == 5:
+            loaded.set()
+        if frame.origin is Origin.STYLISED:
+            bench.stop.set()
+
+    def make_engine() -> FakeEngine:
+        assert loaded.wait(LONG_S)
+        return bench.engine
+
+    bench.sink, bench.make_engine = FakeSink(on_send), make_engine
+    stats = bench.run()
+
+    assert bench.origins[:5] == [Origin.SLATE] * 5
+    assert bench.origins[-1] is Origin.STYLISED
+    # What came while the model was loading was not lost to a slow engine.
+    assert stats.dropped_capture <= 1
+
+
+def test_what_is_shown_is_the_engines_work() -> None:
+    bench = Bench()
+    bench.stop_when(is_stylised)
+    bench.run()
+    shown = bench.sink.frames[-1]
+    assert (shown.pixels == 255 - shown.index % 256).all()
+
+
+def test_the_end_of_the_source_drains() -> None:
+    """Nothing is overtaken here: the source gives a picture only when the one before is on show."""
+    taken = threading.Semaphore(1)
+
+    def frames() -> Iterator[Frame | None]:
+        for index in range(5):
+            assert taken.acquire(timeout=LONG_S)
+            yield raw_frame(index)
+
+    shown: set[int] = set()
+
+    def on_send(frame: Frame) -> None:
+        if frame.origin is Origin.STYLISED and frame.index not in shown:
+            shown.add(frame.index)
+            taken.release()
+
+    bench = Bench(source=FakeSource(frames()), sink=FakeSink(on_send))
+    stats = bench.run()
+
+    assert_closed(bench)
+    assert shown == {0, 1, 2, 3, 4}
+    assert (stats.fresh, stats.engine_frames, stats.threads_left) == (5, 5, 0)
+
+
+def test_the_last_picture_of_a_fast_source_is_shown() -> None:
+    bench = Bench(source=FakeSource(raw_frame(index) for index in range(300)))
+    bench.run()
+    assert bench.sink.frames[-1].index == 299
+
+
+def test_a_source_without_pictures_is_waited_for_and_named() -> None:
+    bench = Bench()
+    bench.source = FakeSource(itertools.repeat(None))
+    bench.source.status = "unplugged"
+    reasons: list[str] = []
+    draw = stages.Playout.__init__.__globals__["Slate"].frame
+
+    def frame(self: object, reason: str, index: int, now_s: float) -> Frame:
+        reasons.append(reason)
+        if reason == "Waiting for fake source: unplugged":
+            bench.stop.set()
+        return draw(self, reason, index, now_s)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("instantvision.pipeline.playout.Slate.frame", frame)
+        bench.run()
+
+    assert set(bench.origins) == {Origin.SLATE}
+    assert reasons[-1] == "Waiting for fake source: unplugged"
+    assert bench.reports[-1].status == "unplugged"
+
+
+def test_a_stalled_source_brings_the_slate_back() -> None:
+    seen: list[Origin] = []
+    bench = Bench()
+    bench.source = FakeSource(itertools.chain([raw_frame(0)], itertools.repeat(None)))
+
+    def on_send(frame: Frame) -> None:
+        seen.append(frame.origin)
+        if frame.origin is Origin.SLATE and Origin.STYLISED in seen:
+            bench.stop.set()
+
+    bench.sink = FakeSink(on_send)
+    stats = bench.run(replace(FAST, stale_s=0.05))
+
+    assert [origin for origin, _ in itertools.groupby(seen)][-2:] == [Origin.STYLISED, Origin.SLATE]
+    # The engine owed nothing.
+    assert stats.repeated == 0
+    assert stats.held > 0
+
+
+# Errors
+
+
+def failing(error: Exception, after: Iterable[Frame] = ()) -> Iterator[Frame]:
+    yield from after
+    raise error
+
+
+def test_a_source_that_cannot_be_opened_writes_nothing() -> None:
+    error = SourceError("no camera called nope")
+    bench = Bench(source=FakeSource([], open_error=error))
+    with pytest.raises(SourceError) as raised:
+        bench.run()
+    assert raised.value is error
+    assert bench.source.calls == ["open", "close"]
+    assert bench.sink.calls == []
+
+
+def test_a_sink_that_cannot_be_opened_releases_the_camera() -> None:
+    bench = Bench(sink=FakeSink(open_error=SinkError("no driver")))
+    bench.make_engine = lambda: pytest.fail("the engine was built for nothing")
+    with pytest.raises(SinkError, match="no driver"):
+        bench.run()
+    assert bench.source.calls == bench.sink.calls == ["open", "close"]
+
+
+def test_a_lost_source_ends_the_run_with_a_slate() -> None:
+    error = SourceError("the camera is gone")
+    bench = Bench(source=FakeSource(failing(error, [raw_frame(0), raw_frame(1)])))
+    with pytest.raises(SourceError) as raised:
+        bench.run()
+    assert raised.value is error
+    assert_closed(bench)
+    assert bench.engine.closed
+    assert bench.origins[-1] is Origin.SLATE
+
+
+def test_an_engine_that_cannot_be_built() -> None:
+    def make_engine() -> FakeEngine:
+        raise EngineError("out of memory")
+
+    bench = Bench(make_engine=make_engine)
+    with pytest.raises(EngineError, match="out of memory"):
+        bench.run()
+    assert_closed(bench)
+    assert set(bench.origins) <= {Origin.SLATE}
+
+
+@pytest.mark.parametrize("kind", [EngineError, ZeroDivisionError])
+def test_an_engine_that_fails_in_mid_run(kind: type[Exception]) -> None:
+    def on_submit(number: int) -> None:
+        if number == 3:
+            raise kind("the device failed")
+
+    bench = Bench()
+    bench.engine = FakeEngine(on_submit)
+    with pytest.raises(kind, match="the device failed"):
+        bench.run()
+    assert_closed(bench)
+    assert bench.engine.closed
+    assert bench.origins[-1] is Origin.SLATE
+    assert bench.reports[-1].ticks >= 0
+
+
+def test_a_sink_that_fails_in_mid_run() -> None:
+    def on_send(frame: Frame) -> None:
+        if frame.origin is Origin.STYLISED:
+            raise SinkError("disk full")
+
+    bench = Bench(sink=FakeSink(on_send))
+    with pytest.raises(SinkError, match="disk full"):
+        bench.run()
+    assert_closed(bench)
+    assert bench.engine.closed
+
+
+def test_an_error_in_the_report_ends_the_run() -> None:
+    def on_stats(stats: LiveStats) -> None:
+        raise BrokenPipeError("stderr is gone")
+
+    bench = Bench()
+    bench.on_stats = on_stats
+    with pytest.raises(BrokenPipeError):
+        bench.run(replace(FAST, duration_s=1.2))
+    assert_closed(bench)
+
+
+# Ctrl-C
+
+
+def test_stop_ends_the_run() -> None:
+    bench = Bench()
+    bench.stop_when(is_stylised)
+    stats = bench.run()
+    assert_closed(bench)
+    assert bench.origins.count(Origin.STYLISED) == 1
+    assert stats.threads_left == 0
+
+
+def test_a_keyboard_interrupt_cleans_up_and_passes() -> None:
+    interrupted = threading.Event()
+    bench = Bench()
+
+    def on_send(frame: Frame) -> None:
+        if frame.origin is Origin.STYLISED and not interrupted.is_set():
+            interrupted.set()
+            _thread.interrupt_main()
+
+    bench.sink = FakeSink(on_send)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run()
+    assert_closed(bench)
+    assert bench.reports
+
+
+def test_an_engine_that_is_stuck_is_left_behind_and_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    release = threading.Event()
+    bench = Bench()
+
+    def make_engine() -> FakeEngine:
+        release.wait(LONG_S)
+        return bench.engine
+
+    bench.make_engine = make_engine
+    bench.stop_when(lambda frame: True)
+    monkeypatch.setattr(stages, "HURRIED_JOIN_S", 0.05)
+
+    with caplog.at_level(logging.WARNING):
+        stats = bench.run()
+
+    assert stats.threads_left == 1
+    assert "the engine thread has not ended" in caplog.text
+    assert_closed(bench)
+    release.set()
+    for thread in threading.enumerate():
+        if thread.name == "engine":
+            thread.join(LONG_S)
+
+
+# Settings
+
+
+def test_settings_of_another_size_keep_the_outputs_size() -> None:
+    bench = Bench()
+    wide = replace(SETTINGS, size=Size(128, 64), steps=3)
+    bench.settings_box.put(wide)
+    bench.stop_when(is_stylised)
+
+    stats = bench.run()
+
+    shown = bench.sink.frames[-1].pixels
+    assert shown.shape == (64, 64, 3)
+    # 128x64 in 64x64: bars above and below.
+    assert not shown[:16].any()
+    assert shown[16:48].any()
+    assert stats.settings == wide
+
+
+@pytest.mark.parametrize("error", [ConfigError("no such preset"), EngineError("too large")])
+def test_settings_the_engine_refuses_do_not_end_the_show(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = Bench()
+    bench.engine.update_error = error
+    bench.settings_box.put(replace(SETTINGS, steps=3))
+    bench.stop_when(is_stylised)
+    with caplog.at_level(logging.WARNING):
+        stats = bench.run()
+    assert f"kept the settings as they were: {error}" in caplog.text
+    assert stats.settings == SETTINGS
+
+
+def test_a_closed_settings_box_is_no_error() -> None:
+    bench = Bench()
+    bench.settings_box.close()
+    bench.stop_when(is_stylised)
+    assert bench.run().fresh == 1
+
+
+# Two pictures in flight: the engine's stage alone, in this thread
+
+
+class ManualClock:
+    """Time that moves by hand."""
+
+    def __init__(self) -> None:
+        self.time_s = 1000.0
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def wait(self, stop: threading.Event, timeout_s: float) -> bool:
+        self.time_s += timeout_s
+        return stop.is_set()
+
+
+class NeverIdle(Latest[Frame]):
+    """A slot that must not be waited at while the engine has a picture in the making."""
+
+    busy = False
+
+    def take(self, timeout_s: float | None = None) -> Frame | None:
+        assert not (self.busy and timeout_s)
+        return super().take(timeout_s)
+
+
+def stage_log(waiting: bool, submit_s: float) -> list[str]:
+    """What the engine is asked for three pictures, of which the next two come while the first is submitted or later."""
+    bench, clock = Bench(), ManualClock()
+    wires = stages._Wires(stop=threading.Event(), clock=clock, raw=NeverIdle())
+
+    def next_one(number: int) -> None:
+        wires.raw.put(raw_frame(number)) if number < 3 else wires.raw.close()
+
+    class Engine(FakeEngine):
+        def submit(self, pixels: Pixels) -> FakePending:
+            pending = super().submit(pixels)
+            clock.time_s += submit_s
+            wires.raw.busy = True
+            number = len([entry for entry in self.log if entry.startswith("submit")])
+            finish = pending._finish
+
+            def finish_then_next() -> Pixels:
+                done = finish()
+                wires.raw.busy = False
+                if not waiting:
+                    next_one(number)
+                return done
+
+            pending._finish = finish_then_next
+            if waiting:
+                next_one(number)
+            return pending
+
+    engine = Engine()
+    parts = LiveParts(
+        source=bench.source,
+        sink=bench.sink,
+        make_engine=lambda: engine,
+        settings_box=Latest(),
+        on_stats=bench.on_stats,
+        clock=clock,
+    )
+    next_one(0)
+    stages._EngineStage(parts, SIZE, wires).run()
+    assert engine.closed
+    return engine.log
+
+
+ONE_BY_ONE = ["submit 0", "result 0", "submit 1", "result 1", "submit 2", "result 2"]
+
+
+def test_a_waiting_picture_is_submitted_before_the_one_in_flight_is_collected() -> None:
+    assert stage_log(waiting=True, submit_s=0.0) == [
+        "submit 0", "submit 1", "result 0", "submit 2", "result 1", "result 2",
+    ]  # fmt: skip
+
+
+def test_without_a_waiting_picture_each_is_collected_at_once() -> None:
+    assert stage_log(waiting=False, submit_s=0.0) == ONE_BY_ONE
+
+
+def test_an_engine_that_works_within_submit_is_not_overlapped() -> None:
+    assert stage_log(waiting=True, submit_s=0.05) == ONE_BY_ONE

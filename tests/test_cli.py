@@ -1,0 +1,162 @@
+import json
+import signal
+import subprocess
+import sys
+import threading
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from instantvision import cli
+from instantvision.integrations.factory import Devices
+from instantvision.integrations.video_reader import VideoReader
+from instantvision.pipeline import presets
+from instantvision.pipeline.engine import Engine
+from instantvision.pipeline.errors import EngineError
+from instantvision.pipeline.frames import Pixels
+
+SCRIPT = str(Path(sys.executable).with_name("instantvision"))
+# The same in a process of its own; -P keeps the current folder off the path, as the script does.
+PROGRAM = (sys.executable, "-P", "-c", "from instantvision.cli import main; main()")
+TINY = ("--preset", "photo", "--size", "64")
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_the_console_script_tells_its_version() -> None:
+    done = subprocess.run([SCRIPT, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[0], done.stderr) == (0, "instantvision", "")
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+    heavy = {"torch", "numpy", "cv2", "av", "pyvirtualcam", "diffusers", "triton"}
+    program = f"import sys, instantvision.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["demo", "render", "run", "presets", "devices", "bench"])
+def test_every_command_has_help(command: str) -> None:
+    assert command in invoke("--help").stdout
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_an_unknown_option_is_a_usage_error() -> None:
+    assert invoke("render", "--colour").exit_code == 2
+    assert invoke("paint").exit_code == 2
+
+
+def test_presets_are_listed_with_their_descriptions() -> None:
+    result = invoke("presets", "list")
+    for preset in presets.load_presets().values():
+        assert preset.name in result.stdout
+        assert preset.description in result.stdout
+
+
+def test_presets_are_listed_as_data() -> None:
+    listed = json.loads(invoke("presets", "list", "--json").stdout)
+    assert {each["name"]: each for each in listed}.keys() == presets.load_presets().keys()
+    assert json.loads(invoke("presets", "show", "oil", "--json").stdout) in listed
+
+
+def test_one_preset_is_shown() -> None:
+    result = invoke("presets", "show", "oil")
+    assert result.stdout.startswith("oil: ")
+    assert "strength" in result.stdout
+
+
+def test_devices_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = Devices(cameras=(), virtual_cameras=(), notes=("no camera found: connect one",))
+    monkeypatch.setattr("instantvision.integrations.factory.list_devices", lambda: nothing)
+    result = invoke("devices")
+    assert result.stdout == "cameras: none\nvirtual cameras: none\n"
+    assert result.stderr == "no camera found: connect one\n"
+    assert json.loads(invoke("devices", "--json").stdout)["cameras"] == []
+
+
+def test_render_says_what_it_made(clip: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    result = invoke("render", clip, output, *TINY, "--max-frames", "2", "--steps", "1")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{output}: 2 frames of 64x64, photo, ")
+    with VideoReader(output) as made:
+        assert len(list(made)) == 2
+
+
+def test_render_prints_data_on_stdout_and_progress_on_stderr(clip: Path, tmp_path: Path) -> None:
+    result = invoke("render", clip, tmp_path / "out.mp4", *TINY, "--steps", "2", "--seed", "5", "--json")
+    summary = json.loads(result.stdout)
+    assert summary["frames"] == 6
+    assert (summary["steps"], summary["seed"], summary["size"]) == (2, 5, "64x64")
+    assert "6/6" in result.stderr
+
+
+def test_demo_says_where_its_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("instantvision.pipeline.demo.plan_clip", lambda frame_s, left_s: (2, Fraction(12)))
+    result = invoke("demo", "--out", tmp_path / "demo", "--size", "64")
+    assert result.exit_code == 0
+    for name in ("demo.mp4", "presets.png"):
+        assert str(tmp_path / "demo" / name) in result.stdout
+        assert (tmp_path / "demo" / name).stat().st_size > 0
+    assert "2 frames of 64x64" in result.stdout
+
+
+def test_run_stylises_into_a_file_and_writes_its_figures(tmp_path: Path) -> None:
+    output, figures = tmp_path / "live.mp4", tmp_path / "stats.json"
+    result = invoke(
+        *("run", "--source", "test-pattern", "--sink", f"file:{output}", "--stats-json", figures),
+        *(*TINY, "--steps", "1", "--fps", "10", "--duration", "1"),
+    )
+    assert result.exit_code == 0, result.stderr
+    stats = json.loads(figures.read_text())
+    assert stats["ticks"] > 0
+    assert stats["settings"]["mix"] == "photo"
+    with VideoReader(output) as made:
+        assert (made.width, made.height, made.fps) == (64, 64, 10)
+        assert len(list(made)) == stats["ticks"]
+
+
+def test_ctrl_c_ends_a_run_with_a_playable_file_and_its_figures(tmp_path: Path) -> None:
+    output, figures = tmp_path / "live.mp4", tmp_path / "stats.json"
+    arguments = [
+        *("run", "--source", "test-pattern", "--sink", f"file:{output}", "--stats-json", str(figures)),
+        *(*TINY, "--steps", "1", "--fps", "10"),
+    ]
+    running = subprocess.Popen([*PROGRAM, *arguments], stderr=subprocess.PIPE, text=True)
+    watched = threading.Event()
+    while running.poll() is None and not list(tmp_path.glob(".live.mp4*")):
+        watched.wait(0.1)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=30)
+    assert running.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert json.loads(figures.read_text())["threads_left"] == 0
+    with VideoReader(output) as made:
+        assert list(made)
+
+
+def test_ctrl_c_ends_a_render_with_130(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Engine, pixels: Pixels) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "submit", interrupted)
+    result = invoke("render", clip, tmp_path / "out.mp4", *TINY)
+    assert (result.exit_code, list(tmp_path.iterdir())) == (130, [])
+
+
+def test_debug_shows_where_an_expected_error_came_from(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise EngineError("no memory")
+
+    monkeypatch.setattr("instantvision.pipeline.start.started_engine", broken)
+    result = invoke("--debug", "render", clip, clip.with_name("out.mp4"))
+    assert isinstance(result.exception, EngineError)
+    result = invoke("render", clip, clip.with_name("out.mp4"))
+    assert (result.exit_code, result.stderr) == (1, "EngineError: no memory\n")
