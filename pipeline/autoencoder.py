@@ -116,7 +116,11 @@ class Decoder(nn.Sequential):
             if level:
                 layers.append(Upsample(widths[level - 1], width))
             layers += [ResidualBlock(width) for _ in range(count)]
-        layers += [ChannelNorm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], 3 * config.fold**2, 3, padding=1)]
+        layers += [
+            ChannelNorm(widths[-1]),
+            nn.SiLU(),
+            nn.Conv2d(widths[-1], 3 * config.fold**2, 3, padding=1),
+        ]
         super().__init__(*layers)
 
 
@@ -154,9 +158,9 @@ class Autoencoder(nn.Module):
             mean: [latent_channels], of the latents this autoencoder makes now.
             std: [latent_channels], likewise.
         """
-        last, first = self.encoder[-1], self.decoder[0]
-        assert isinstance(last, nn.Conv2d) and isinstance(first, nn.Conv2d)
-        last.weight.div_(std[:, None, None, None])
-        last.bias.sub_(mean).div_(std)  # type: ignore[union-attr]
-        first.bias.add_(torch.einsum("oikl,i->o", first.weight, mean))  # type: ignore[union-attr]
-        first.weight.mul_(std[None, :, None, None])
+        weight, bias = self.encoder[-1].parameters()
+        weight.div_(std[:, None, None, None])
+        bias.sub_(mean).div_(std)
+        weight, bias = self.decoder[0].parameters()
+        bias.add_(torch.einsum("oikl,i->o", weight, mean))
+        weight.mul_(std[None, :, None, None])

@@ -29,7 +29,9 @@ class Size:
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("height", self.height)):
             if not SIZE_MIN_PX <= value <= SIZE_MAX_PX:
-                raise ConfigError(f"{name} is {value} px, expected {SIZE_MIN_PX} to {SIZE_MAX_PX}: try --size 512")
+                raise ConfigError(
+                    f"{name} is {value} px, expected {SIZE_MIN_PX} to {SIZE_MAX_PX}: try --size 512"
+                )
             if value % SIZE_MULTIPLE_PX:
                 low = value - value % SIZE_MULTIPLE_PX
                 raise ConfigError(
@@ -46,7 +48,9 @@ class Size:
         """
         match = re.fullmatch(r"\s*(-?\d+)(?:\s*[xX×]\s*(-?\d+))?\s*", text)
         if match is None:
-            raise ConfigError(f"size is {text!r}, expected N or WIDTHxHEIGHT, as in --size 512 or --size 1280x720")
+            raise ConfigError(
+                f"size is {text!r}, expected N or WIDTHxHEIGHT, as in --size 512 or --size 1280x720"
+            )
         width = int(match[1])
         return cls(width, int(match[2]) if match[2] else width)
 
@@ -65,7 +69,9 @@ class Mix:
             raise ConfigError("the preset mix is empty: name a preset, as in --preset oil")
         for name, weight in self.parts:
             if not (math.isfinite(weight) and weight > 0):
-                raise ConfigError(f"preset {name} has weight {weight}, expected a positive number, as in --preset oil:0.7,ink:0.3")
+                raise ConfigError(
+                    f"preset {name} has weight {weight}, expected a positive number: try oil:0.7,ink:0.3"
+                )
         names = [name for name, _ in self.parts]
         if len(set(names)) < len(names):
             raise ConfigError(f"the preset mix names a preset twice: {', '.join(names)}")
@@ -85,7 +91,9 @@ class Mix:
             try:
                 parts.append((name.strip(), float(weight) if separator else 1.0))
             except ValueError:
-                raise ConfigError(f"preset weight is {weight!r}, expected a number, as in --preset oil:0.7,ink:0.3") from None
+                raise ConfigError(
+                    f"preset weight is {weight!r}, expected a number: try oil:0.7,ink:0.3"
+                ) from None
             if not name.strip():
                 raise ConfigError(f"preset mix is {text!r}, expected NAME or NAME:WEIGHT,NAME:WEIGHT")
         return cls(tuple(parts))
@@ -145,7 +153,9 @@ class LiveConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= FPS_MAX:
-            raise ConfigError(f"fps is {self.fps:g}, expected more than 0 and at most {FPS_MAX:g}: 60 is the default")
+            raise ConfigError(
+                f"fps is {self.fps:g}, expected more than 0 and at most {FPS_MAX:g}: 60 is the default"
+            )
         if self.duration_s is not None and not self.duration_s > 0:
             raise ConfigError(f"duration is {self.duration_s:g} s, expected more than 0")
         if not self.stale_s > 0:

@@ -53,7 +53,11 @@ class Mini:
         self._autoencoder = _place(autoencoder, device, dtype)
         self._unet = _place(denoiser.unet, device, dtype)
         config = autoencoder.config
-        self.fold, self.downsampling, self.latent_channels = config.fold, config.downsampling, config.latent_channels
+        self.fold, self.downsampling, self.latent_channels = (
+            config.fold,
+            config.downsampling,
+            config.latent_channels,
+        )
         self.alphas_cumprod = cosine_alphas_cumprod(1000)
 
     @classmethod
@@ -105,7 +109,9 @@ class Mini:
             WeightsError: these weights do not have such a style.
         """
         if unknown := sorted(set(styles) - set(self.style_names)):
-            raise WeightsError(f"the weights have no style {unknown[0]!r}, they have {', '.join(self.style_names)}")
+            raise WeightsError(
+                f"the weights have no style {unknown[0]!r}, they have {', '.join(self.style_names)}"
+            )
         weights = torch.tensor([[styles.get(name, 0.0) for name in self.style_names]], device=self.device)
         scale = torch.tensor([log2_stroke_scale(size.height)], device=self.device)
         tokens, pooled = self._styles(weights, scale)
@@ -136,7 +142,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
         styles, hashes = manifest["styles"], manifest["sha256"]
         complete = bool(styles) and {AUTOENCODER_FILE, DENOISER_FILE} <= hashes.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} cannot be read ({type(error).__name__}): install the program again") from error
+        raise WeightsError(
+            f"{path} cannot be read ({type(error).__name__}): install the program again"
+        ) from error
     if not complete:
         raise WeightsError(f"{path} does not list styles and both weights files: install the program again")
     return {"styles": styles, "sha256": hashes}

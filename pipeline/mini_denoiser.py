@@ -72,7 +72,9 @@ class MiniDenoiser(nn.Module):
         self.unet = UNet(MINI_UNET)
         self.styles = StyleTable(styles)
 
-    def forward(self, noisy: Tensor, timestep: Tensor, source: Tensor, weights: Tensor, log2_scale: Tensor) -> Tensor:
+    def forward(
+        self, noisy: Tensor, timestep: Tensor, source: Tensor, weights: Tensor, log2_scale: Tensor
+    ) -> Tensor:
         """One evaluation, as training calls it.
 
         Args:

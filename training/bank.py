@@ -6,6 +6,7 @@ held out and never trained on.
 """
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from instantvision.training.painters import PAINTERS, paint
+from instantvision.training.painters import paint
 
 CROP_PX = 384
 # Stroke widths relative to a 512-pixel frame: from a 256-pixel laptop run to a 1024-pixel GPU run.
@@ -35,7 +36,9 @@ class Photos:
     def weights(self) -> np.ndarray:
         """Probability of each photo: people and webcams share PEOPLE_SHARE, the rest what is left."""
         people = np.array([name in ("people", "webcam") for name in self.classes])
-        share = np.where(people, PEOPLE_SHARE / max(1, people.sum()), (1 - PEOPLE_SHARE) / max(1, (~people).sum()))
+        share = np.where(
+            people, PEOPLE_SHARE / max(1, people.sum()), (1 - PEOPLE_SHARE) / max(1, (~people).sum())
+        )
         return np.asarray(share / share.sum())
 
 
@@ -51,9 +54,12 @@ def load_photos(folder: Path, *, held_out: bool, limit: int | None = None) -> Ph
         FileNotFoundError: there is none.
     """
     kinds = {".webp", ".jpg", ".jpeg", ".png"}
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in kinds and is_held_out(p.name) == held_out)
+    paths = sorted(
+        p for p in folder.iterdir() if p.suffix.lower() in kinds and is_held_out(p.name) == held_out
+    )
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no {'held-out ' if held_out else ''}photos: see training/README.md, Data")
+        kind = "held-out" if held_out else "training"
+        raise FileNotFoundError(f"{folder} holds no {kind} photos: see training/README.md, Data")
     paths = paths[:: max(1, len(paths) // limit)][:limit] if limit else paths
     with ThreadPoolExecutor() as pool:
         images = tuple(pool.map(_decode, paths))
@@ -132,7 +138,9 @@ def degrade(image: Tensor, generator: torch.Generator) -> Tensor:
         return torch.randn((len(image), 3, side, side), device=image.device, generator=generator)
 
     side = image.shape[-1]
-    soft = F.interpolate(F.interpolate(image, scale_factor=0.5, mode="area"), size=(side, side), mode="bilinear")
+    soft = F.interpolate(
+        F.interpolate(image, scale_factor=0.5, mode="area"), size=(side, side), mode="bilinear"
+    )
     image = torch.lerp(image, soft, unit(len(image), 1, 1, 1))
     # Up to 5 % of full range: a dim room on a laptop camera.
     fine, blotchy = normal(side), F.interpolate(normal(side // 3), size=(side, side), mode="bilinear")
@@ -147,7 +155,7 @@ class Painted:
     Args:
         scale: frame height over 512.
         cameras: [2, B, 3, H, W], the clean and a degraded view, 0..1.
-        targets: [P, B, 3, H, W], in the order of PAINTERS.
+        targets: [P, B, 3, H, W], in the order of the styles asked for.
     """
 
     scale: float
@@ -155,11 +163,13 @@ class Painted:
     targets: Tensor
 
 
-def painted_batch(photos: Photos, count: int, device: torch.device, seed: int) -> Painted:
+def painted_batch(
+    photos: Photos, styles: Sequence[str], count: int, device: torch.device, seed: int
+) -> Painted:
     """Cut, vary and paint `count` pictures; a seed gives one scale, and seeds in a row give all scales."""
     scale = SCALES[seed % len(SCALES)]
     generator = torch.Generator(device).manual_seed(seed)
     crops = cut(photos, count, scale, np.random.default_rng(seed)).to(device).float().div_(255)
     clean = vary_light(crops, generator)
-    targets = torch.stack([paint(name, clean, scale, seed) for name in PAINTERS])
+    targets = torch.stack([paint(name, clean, scale, seed) for name in styles])
     return Painted(scale, torch.stack([clean, degrade(clean, generator)]), targets)

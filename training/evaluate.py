@@ -2,8 +2,8 @@
 
     python -m instantvision.training.evaluate PHOTOS [--photos N] [--styled N] [--sheet FILE]
 
-Prints JSON: PSNR of the autoencoder at 512x512; for each style PSNR of 8 steps against 50 and against the painter; with --sheet also a
-picture of all styles beside their painters.
+Prints JSON: PSNR of the autoencoder at 512x512; for each style PSNR of 8 steps against 50 and against the painter.
+With --sheet also a picture of all styles beside their painters.
 """
 
 import argparse
@@ -30,7 +30,7 @@ STYLED_PX = 384
 def square(image: Tensor, side: int) -> np.ndarray:
     """Centre square of uint8 [3, H, W], resized to [side, side, 3]."""
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    edge = min(picture.size)
+    edge = min(picture.width, picture.height)
     left, top = (picture.width - edge) / 2, (picture.height - edge) / 2
     box = (left, top, left + edge, top + edge)
     return np.array(picture.resize((side, side), Image.Resampling.LANCZOS, box=box))
@@ -38,7 +38,7 @@ def square(image: Tensor, side: int) -> np.ndarray:
 
 def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two uint8 pictures."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
@@ -76,9 +76,11 @@ def evaluate(folder: Path, photos: int, styled: int, sheet: Path | None) -> dict
     """All figures, and the sheet if asked for."""
     model = Mini.load("cuda" if torch.cuda.is_available() else "cpu")
     held_out = load_photos(folder, held_out=True)
-    chosen = [i for i in np.linspace(0, len(held_out.images) - 1, photos).round().astype(int)]
+    chosen = np.linspace(0, len(held_out.images) - 1, min(photos, len(held_out.images))).round().astype(int)
     psnr = reconstruction_psnr_db(model, [square(held_out.images[i], RECONSTRUCTION_PX) for i in chosen])
-    people = [image for image, name in zip(held_out.images, held_out.classes, strict=True) if name == "people"]
+    people = [
+        image for image, name in zip(held_out.images, held_out.classes, strict=True) if name == "people"
+    ]
     pictures = [square(image, STYLED_PX) for image in people[:styled]]
     rows, styles = [np.hstack([p for p in pictures for _ in range(2)])], {}
     for style in PAINTERS:
@@ -86,7 +88,9 @@ def evaluate(folder: Path, photos: int, styled: int, sheet: Path | None) -> dict
         fifty = [stylise(model, style, p, 50) for p in pictures]
         targets = [painted(style, p) for p in pictures]
         styles[style] = {
-            "psnr_8_against_50_steps_db": float(np.mean([psnr_db(a, b) for a, b in zip(eight, fifty, strict=True)])),
+            "psnr_8_against_50_steps_db": float(
+                np.mean([psnr_db(a, b) for a, b in zip(eight, fifty, strict=True)])
+            ),
             "psnr_8_steps_against_painter_db": float(
                 np.mean([psnr_db(a, b) for a, b in zip(eight, targets, strict=True)])
             ),
@@ -104,11 +108,15 @@ def evaluate(folder: Path, photos: int, styled: int, sheet: Path | None) -> dict
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="folder of photos, as in training")
     parser.add_argument("--photos", type=int, default=48, help="held-out photos for the autoencoder")
     parser.add_argument("--styled", type=int, default=3, help="held-out people for the styles")
-    parser.add_argument("--sheet", type=Path, help="write a picture: painter and model side by side, a row a style")
+    parser.add_argument(
+        "--sheet", type=Path, help="write a picture: painter and model side by side, a row a style"
+    )
     args = parser.parse_args()
     print(json.dumps(evaluate(args.folder, args.photos, args.styled, args.sheet), indent=2))
 

@@ -2,7 +2,7 @@
 
     python -m instantvision.training.export OUT
 
-Reads OUT/autoencoder.safetensors and OUT/denoiser.safetensors; writes pipeline/weights/ and prints what the packing cost.
+Reads OUT/autoencoder.safetensors and OUT/denoiser.safetensors, writes pipeline/weights/, prints what packing cost.
 """
 
 import argparse
@@ -34,6 +34,8 @@ def export(out: Path) -> None:
         errors = packing_errors(tensors, packed)
         worst = max(errors, key=lambda key: errors[key])
         save_file(packed, WEIGHTS_FOLDER / name)
+        # The library writes for the owner only; an installed program is read by everybody.
+        (WEIGHTS_FOLDER / name).chmod(0o644)
         size_mb = (WEIGHTS_FOLDER / name).stat().st_size / 1e6
         print(f"{name}: {size_mb:.2f} MB, relative error at most {errors[worst]:.4f} ({worst})")
     total = sum((WEIGHTS_FOLDER / name).stat().st_size for name in sources)
@@ -45,7 +47,9 @@ def export(out: Path) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="folder of the checkpoints")
     export(parser.parse_args().out)
 

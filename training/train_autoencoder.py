@@ -2,14 +2,11 @@
 
     torchrun --nproc-per-node=GPUS -m instantvision.training.train_autoencoder PHOTOS OUT [--minutes M]
 
-or the same with `python -m` on one device. Writes OUT/autoencoder.safetensors once a minute and at the end; started again with
-`--resume` it goes on from there (weights; the optimiser warms up anew).
+or the same with `python -m` on one device. Writes OUT/autoencoder.safetensors every minute and at the end; with
+`--resume` it goes on from there (the optimiser warms up anew). `--smoke` tries the whole path on a CPU in a minute.
 """
 
-import argparse
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,39 +15,29 @@ from torch import Tensor
 
 from instantvision.pipeline.autoencoder import Autoencoder
 from instantvision.training.bank import Photos, load_photos, painted_batch
-from instantvision.training.distributed import Budget, MovingAverage, World, average_gradients, learning_rate
+from instantvision.training.distributed import World, joined_world
+from instantvision.training.loop import MovingAverage, Plan, Recipe, fit, recipe_from_command_line
 
-PEAK_RATE = 4e-4
-# Share of the budget after which the latents are brought to unit variance for good.
-NORMALISE_AT = 0.6
 WINDOW_PX = 256
-# The clean camera picture counts as much as this many painters: `photo` is the preset everybody compares with.
+# Share of clean camera pictures: `photo` is the preset everybody compares with.
 CAMERA_SHARE = 0.35
+# Share of the budget after which the latents are brought to unit variance for good: late enough for stable statistics,
+# early enough to heal what padding then does at the borders.
+NORMALISE_AT = 0.6
+# Crops painted at once: what fits beside a training run.
+BATCH_CROPS = 32
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What one run does; see --help for the meaning."""
-
-    photos: Path
-    out: Path
-    minutes: float
-    crops: int
-    batch: int
-    resume: bool
-    compile: bool
-
-
-def pixel_bank(photos: Photos, crops: int, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
+def pixel_bank(photos: Photos, recipe: Recipe, device: torch.device, seed: int) -> tuple[Tensor, Tensor]:
     """Painted pictures kept as uint8 on the device.
 
     Returns:
         Camera views [crops, 3, S, S] and targets [P, crops, 3, S, S].
     """
-    size = min(32, crops)
+    size = min(BATCH_CROPS, recipe.crops)
     cameras, targets = [], []
-    for i in range(max(1, crops // size)):
-        batch = painted_batch(photos, size, device, seed + i)
+    for i in range(recipe.crops // size):
+        batch = painted_batch(photos, recipe.styles, size, device, seed + i)
         cameras.append((batch.cameras[0] * 255).round_().to(torch.uint8))
         targets.append((batch.targets * 255).round_().to(torch.uint8))
     return torch.cat(cameras), torch.cat(targets, 1)
@@ -106,7 +93,9 @@ def training_loss(model: Autoencoder, windows: Tensor, jitter: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def latent_statistics(model: Autoencoder, cameras: Tensor, targets: Tensor, world: World) -> tuple[Tensor, Tensor]:
+def latent_statistics(
+    model: Autoencoder, cameras: Tensor, targets: Tensor, world: World
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per latent channel over the bank, the same in every process."""
     latents = torch.cat([model.encode(draw_windows(cameras, targets, 32)) for _ in range(8)])
     mean = world.mean(latents.mean((0, 2, 3)))
@@ -116,71 +105,51 @@ def latent_statistics(model: Autoencoder, cameras: Tensor, targets: Tensor, worl
 
 def train(recipe: Recipe, world: World) -> None:
     """Run the recipe in this process."""
-    torch.set_float32_matmul_precision("high")
-    photos = load_photos(recipe.photos, held_out=False)
-    start = time.perf_counter()
-    cameras, targets = pixel_bank(photos, recipe.crops, world.device, seed=10_000 * (world.rank + 1))
-    world.say(f"bank: {targets.shape[1]} crops x {len(targets)} painters a process, {time.perf_counter() - start:.0f} s")
+    photos, start = load_photos(recipe.photos, held_out=False), time.perf_counter()
+    cameras, targets = pixel_bank(photos, recipe, world.device, seed=10_000 * (world.rank + 1))
+    seconds = time.perf_counter() - start
+    world.say(f"bank: {targets.shape[1]} crops x {len(targets)} painters a process, {seconds:.0f} s")
 
-    checkpoint = recipe.out / "autoencoder.safetensors"
     # The same start in every process: gradients are averaged, weights are not.
     torch.manual_seed(2026)
     model = Autoencoder().to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    checkpoint = recipe.out / "autoencoder.safetensors"
     if recipe.resume:
         model.load_state_dict(load_file(checkpoint, device=str(world.device)))
     torch.manual_seed(1000 + world.rank)
-    average = MovingAverage(model, 0.999)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     loss_of = torch.compile(training_loss, dynamic=False) if recipe.compile else training_loss
-    parameters, budget = list(model.parameters()), Budget(world, recipe.minutes)
-    normalised, saved_s, iteration = recipe.resume, time.perf_counter(), 0
-    while (fraction := budget.fraction(iteration)) < 1:
+
+    def loss() -> Tensor:
         windows = draw_windows(cameras, targets, recipe.batch)
         jitter = 0.15 * torch.rand(len(windows), 1, 1, 1, device=world.device)
+        # Half of the windows undisturbed: the decoder must not blur what the encoder gave exactly.
         jitter[::2] = 0
         with torch.autocast(world.device.type, torch.bfloat16):
-            loss = loss_of(model, windows, jitter)
-        optimiser.zero_grad()
-        loss.backward()
-        average_gradients(parameters, world)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.param_groups[0]["lr"] = learning_rate(fraction, iteration, PEAK_RATE)
-        optimiser.step()
-        average.update(iteration)
-        if not normalised and fraction >= NORMALISE_AT:
-            # Late enough for stable statistics, early enough to heal what padding does at the borders.
-            mean, std = latent_statistics(model, cameras, targets, world)
-            model.normalise_latents(mean, std)
-            average, normalised = MovingAverage(model, 0.999), True
-            world.say(f"latents normalised: std was {std.min():.2f} to {std.max():.2f}")
-        if iteration % 200 == 0:
-            world.say(f"autoencoder {iteration:6d}  {100 * fraction:5.1f} %  loss {loss.item():.4f}")
-        if world.rank == 0 and time.perf_counter() - saved_s > 60:
-            saved_s = time.perf_counter()
-            save_file({k: v.contiguous() for k, v in average.values.items()}, checkpoint)
-        iteration += 1
-    if world.rank == 0:
-        save_file({k: v.contiguous() for k, v in average.values.items()}, checkpoint)
-    world.say(f"autoencoder done: {iteration} iterations of {recipe.batch} x {world.size}, {checkpoint}")
+            return loss_of(model, windows, jitter)
+
+    def normalise() -> None:
+        model.normalise_latents(*latent_statistics(model, cameras, targets, world))
+
+    def save(average: MovingAverage) -> None:
+        save_file({name: value.contiguous() for name, value in average.values.items()}, checkpoint)
+
+    plan = Plan(
+        name="autoencoder",
+        peak_rate=4e-4,
+        weight_decay=1e-4,
+        averaging=0.999,
+        minutes=recipe.minutes,
+        milestone=torch.inf if recipe.resume else NORMALISE_AT,
+    )
+    fit(model, loss, save, world, plan, normalise)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", type=Path, help="folder of training photos")
-    parser.add_argument("out", type=Path, help="folder for checkpoints")
-    parser.add_argument("--minutes", type=float, default=6.0, help="training time after compilation")
-    parser.add_argument("--crops", type=int, default=1600, help="crops a process; 1600 need 13 GB on the device")
-    parser.add_argument("--batch", type=int, default=48, help="windows a process and iteration")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT/autoencoder.safetensors")
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="skip torch.compile")
-    recipe = Recipe(**vars(parser.parse_args()))
-    recipe.out.mkdir(parents=True, exist_ok=True)
-    world = World.join()
-    try:
+    # 900 crops need 7 GB on the device.
+    recipe = recipe_from_command_line(__doc__ or "", minutes=4.5, crops=896, batch=48)
+    with joined_world() as world:
         train(recipe, world)
-    finally:
-        world.leave()
 
 
 if __name__ == "__main__":
