@@ -133,6 +133,8 @@ def test_ctrl_c_ends_a_run_with_a_playable_file_and_its_figures(tmp_path: Path) 
     watched = threading.Event()
     while running.poll() is None and not list(tmp_path.glob(".live.mp4*")):
         watched.wait(0.1)
+    # The recording begins with the first tick, a moment after its file.
+    watched.wait(2.0)
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=30)
     assert running.returncode == 130, errors
