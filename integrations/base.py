@@ -50,7 +50,8 @@ class Sink(Protocol):
     """Takes finished frames at a constant size and rate, from one thread.
 
     `open` exactly once with the final size and rate, then `send` once a tick, then `close` exactly once. A sink
-    refuses origin RAW: it is the last guard against showing the raw camera by accident.
+    refuses origin RAW: it is the last guard against showing the raw camera by accident. Origin CAMERA is the user's
+    own wish, and is shown.
     """
 
     name: str
@@ -83,7 +84,7 @@ def require_sendable(frame: Frame, size: Size | None) -> None:
     if size is None:
         raise ValueError("the sink is not open: call open(size, fps) before send")
     if frame.origin is Origin.RAW:
-        raise ValueError("the frame is the raw camera picture, expected a stylised one or the slate")
+        raise ValueError("the frame is the raw camera picture, expected a stylised one, the slate, or one of origin CAMERA")
     height, width = frame.pixels.shape[:2]
     if (width, height) != (size.width, size.height):
         raise ValueError(f"frame is {width}x{height}, expected {size}: a sink's size stays as it was opened")

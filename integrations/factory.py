@@ -12,7 +12,10 @@ from instantvision.integrations.base import Sink, Source
 from instantvision.integrations.camera import OpenCVSource
 from instantvision.integrations.devices import Device
 from instantvision.integrations.forms import SINK_FORMS, SOURCE_FORMS
+from instantvision.integrations.mjpeg_address import PORT_MAX
+from instantvision.integrations.mjpeg_server import MjpegSink
 from instantvision.integrations.null import NullSink
+from instantvision.integrations.obs_source import WAYS, ObsSource
 from instantvision.integrations.test_pattern import DEFAULT_FPS, DEFAULT_SIZE, TestPatternSource
 from instantvision.integrations.video_file import VideoFileSink, VideoFileSource
 from instantvision.integrations.virtual_camera import VirtualCameraSink
@@ -50,6 +53,8 @@ def parse_source(
     kind, value = _split(text)
     if kind == "webcam":
         return OpenCVSource(value, size=None if size is None else camera_mode(size), fps=fps)
+    if kind == "obs" or kind.startswith("obs?via="):
+        return _obs_source(text, size)
     if kind == "file" and value:
         return VideoFileSource(value, loop=loop)
     if kind == "test-pattern" and value is None:
@@ -66,6 +71,10 @@ def parse_sink(text: str) -> Sink:
     kind, value = _split(text)
     if kind == "virtual-camera":
         return VirtualCameraSink(value)
+    if kind == "obs" and value is None:
+        return MjpegSink()
+    if kind == "mjpeg" and value and value.isdecimal() and int(value) <= PORT_MAX:
+        return MjpegSink(int(value))
     if kind == "file" and value:
         return VideoFileSink(value)
     if kind == "null" and value is None:
@@ -98,6 +107,16 @@ def list_devices(
         if not each.accessible
     ]
     return Devices(cameras=found, virtual_cameras=virtual, notes=tuple(notes))
+
+
+def _obs_source(text: str, size: Size | None) -> ObsSource:
+    """`obs`, `obs:NAME`, both also with `?via=stream` or `?via=screenshots` at the end."""
+    named, _, via = text.partition("?via=")
+    kind, name = _split(named)
+    way = next((each for each in WAYS if each == via), None)
+    if not kind or (way is None and named != text):
+        raise ConfigError(f"source is {text!r}, expected {' or '.join(WAYS)} after ?via=")
+    return ObsSource(name, via=way, size=size)
 
 
 def _split(text: str) -> tuple[str, str | None]:

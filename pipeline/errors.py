@@ -5,6 +5,7 @@ InstantVisionError
 │   └── UnknownPreset    no preset of that name
 ├── SourceError          a camera or file cannot be opened, or stopped giving frames
 ├── SinkError            a virtual camera or output file cannot be opened or written
+├── ObsError             OBS cannot be reached, or refused a request
 ├── WeightsError         a weights file is missing, damaged or of another model
 └── EngineError          the device cannot run the model (memory, missing driver)
 
@@ -34,6 +35,19 @@ class SourceError(InstantVisionError):
 
 class SinkError(InstantVisionError):
     """A frame sink cannot be opened or written."""
+
+
+class ObsError(InstantVisionError):
+    """OBS cannot be reached, or refused a request.
+
+    Args:
+        code: why obs-websocket refused it, as in its protocol's list RequestStatus (600: no such thing, 601: exists
+            already); None if it did not answer.
+    """
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class WeightsError(InstantVisionError):

@@ -16,11 +16,16 @@ Pixels = NDArray[np.uint8]
 
 
 class Origin(Enum):
-    """Where a picture came from; sinks take STYLISED and SLATE only."""
+    """Where a picture came from; sinks take all but RAW.
+
+    CAMERA is the raw picture shown by the user's deliberate act: only the live loop makes such frames, and only while
+    Control says so.
+    """
 
     RAW = "raw"
     STYLISED = "stylised"
     SLATE = "slate"
+    CAMERA = "camera"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,7 @@ class Frame:
         pixels: RGB, uint8, [H, W, 3], C-contiguous. Never written to after construction.
         index: running number given by the source, from 0; gaps are dropped frames.
         captured_s: time.perf_counter() at which the source had the picture.
-        origin: raw camera picture, engine output, or slate.
+        origin: raw camera picture, engine output, slate, or camera picture on the user's word.
     """
 
     pixels: Pixels

@@ -144,6 +144,8 @@ class Shown(Enum):
 
     A tick without a fresh picture counts as REPEATED when the source gives pictures as fast as the output shows
     them, so that there should have been one, and as HELD when it does not: every second tick of a camera of 30 Hz.
+    What stays because the user froze it counts as HELD too, the privacy slate as SLATE, and a new picture of the
+    camera, while the user shows that, as FRESH.
     """
 
     FRESH = "fresh"
@@ -199,6 +201,10 @@ class Pacer:
         if expected:
             self._lock.missing(self.ticks.due_s)
         return (Shown.REPEATED if expected else Shown.HELD), self._last
+
+    def forget(self) -> None:
+        """Never show the last picture again; the slate until a fresh one comes."""
+        self._last = None
 
     def advance(self, now_s: float) -> int:
         """Go on to the next tick, nearer to the phase of the arrivals; returns how many ticks were left out."""

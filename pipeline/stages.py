@@ -3,6 +3,7 @@
 The only file that starts threads. Knows the engine by its few methods only, and nothing of torch.
 
     Source.read ─► Latest[Frame] ─► engine ─► Latest[Finished] ─► Playout ─► Sink.send
+         └─► Latest[Frame] of origin CAMERA, while and only while Control shows the camera ─┘
 
 Slots keep the newest picture only, so no stage is ever behind. All threads share one stop event; an error in one
 of them sets it, and is raised again in the thread that called run_live.
@@ -12,18 +13,22 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+import numpy as np
 
 from instantvision.integrations.base import EndOfSource, Sink, Source
 from instantvision.integrations.clock import SYSTEM_CLOCK, Clock
 from instantvision.pipeline.config import LiveConfig, Settings, Size
+from instantvision.pipeline.control import Control, Show
 from instantvision.pipeline.errors import ConfigError, EngineError
 from instantvision.pipeline.fitting import fit
 from instantvision.pipeline.frames import Closed, Frame, Latest, Origin, Pixels
 from instantvision.pipeline.meter import LiveStats, Meter, Surroundings
 from instantvision.pipeline.pacing import Finished
 from instantvision.pipeline.playout import Playout
+from instantvision.pipeline.preview import Preview
 
 log = logging.getLogger(__name__)
 
@@ -71,16 +76,18 @@ class LiveParts:
     Args:
         source, sink: not yet opened.
         make_engine: called in the engine's thread, while the slate is already showing.
-        settings_box: new settings may be put at any time; they are read between two pictures.
+        control: what the user wants; read between two pictures by the engine, at every tick by the output.
         on_stats: called about once a second, and at the very end even if that is an error.
-        clock: of the same origin as Frame.captured_s.
+        preview: is offered pictures before and after.
+        clock: of the same origin as Frame.captured_s, and the control's.
     """
 
     source: Source
     sink: Sink
     make_engine: Callable[[], FrameEngine]
-    settings_box: Latest[Settings]
+    control: Control
     on_stats: Callable[[LiveStats], None]
+    preview: Preview = field(default_factory=Preview)
     clock: Clock = SYSTEM_CLOCK
 
 
@@ -130,9 +137,11 @@ class _Run:
     def __init__(self, parts: LiveParts, size: Size, config: LiveConfig, stop: threading.Event) -> None:
         self._parts, self._size, self._config, self._stop = parts, size, config, stop
         self._wires = _Wires(stop=stop, clock=parts.clock)
-        self._capture = _Capture(parts.source, self._wires)
         self._engine = _EngineStage(parts, size, self._wires)
-        self._playout = Playout(parts.sink, size, config, self._wires.meter, parts.clock)
+        self._playout = Playout(parts.sink, size, config, self._wires.meter, parts.clock, parts.control)
+        self._capture = _Capture(
+            parts.source, self._wires, _Bypass(parts.control, size, self._playout.camera)
+        )
         self._threads: list[threading.Thread] = []
         self.errors: list[BaseException] = []
 
@@ -218,8 +227,8 @@ class _Run:
 class _Capture:
     """Source to first slot."""
 
-    def __init__(self, source: Source, wires: _Wires) -> None:
-        self._source, self._wires = source, wires
+    def __init__(self, source: Source, wires: _Wires, bypass: "_Bypass") -> None:
+        self._source, self._wires, self._bypass = source, wires, bypass
         self.last_s = wires.clock.now_s()
 
     def run(self) -> None:
@@ -232,7 +241,24 @@ class _Capture:
             if frame is not None:
                 self.last_s = frame.captured_s
                 self._wires.meter.captured(frame.captured_s)
+                self._bypass.offer(frame)
                 self._wires.raw.put(frame)
+
+
+class _Bypass:
+    """The one way from the camera to the sink around the engine, open while the user shows the camera."""
+
+    def __init__(self, control: Control, size: Size, camera: Latest[Frame]) -> None:
+        self._control, self._size, self._camera = control, size, camera
+
+    def offer(self, raw: Frame) -> None:
+        """Pass a raw picture on, or not; the output looks once more at what is wanted before it shows it."""
+        state = self._control.state
+        if state.show is not Show.CAMERA:
+            return
+        pixels = fit(raw.pixels, self._size, state.settings.fit)
+        pixels = np.ascontiguousarray(pixels[:, ::-1]) if state.settings.mirror else pixels
+        self._camera.put(replace(raw, pixels=pixels, origin=Origin.CAMERA))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,8 +275,9 @@ class _EngineStage:
     """First slot to second slot."""
 
     def __init__(self, parts: LiveParts, size: Size, wires: _Wires) -> None:
-        self._make_engine, self._settings_box = parts.make_engine, parts.settings_box
+        self._make_engine, self._control, self._preview = parts.make_engine, parts.control, parts.preview
         self._size, self._wires = size, wires
+        self._asked: Settings | None = None
         self._dropped_while_loading = 0
         self.settings: Settings | None = None
         self.delivered = 0
@@ -265,7 +292,7 @@ class _EngineStage:
         engine = self._make_engine()
         try:
             self._dropped_while_loading = self._wires.raw.dropped
-            self.settings = engine.settings
+            self.settings = self._asked = engine.settings
             self._stylise(engine)
         finally:
             engine.close()
@@ -279,7 +306,9 @@ class _EngineStage:
                 raw = self._wires.raw.take(timeout_s=0 if in_flight else POLL_S)
             except Closed:
                 break
-            submitted = self._submit(engine, raw) if raw else None
+            # The last look stays without any work; the pictures that come meanwhile are let go.
+            resting = self._control.state.show is Show.LAST_LOOK
+            submitted = self._submit(engine, raw) if raw and not resting else None
             if in_flight:
                 self._deliver(in_flight)
             in_flight = submitted
@@ -290,12 +319,11 @@ class _EngineStage:
             self._deliver(in_flight)
 
     def _refresh_settings(self, engine: FrameEngine) -> None:
-        try:
-            settings = self._settings_box.take(timeout_s=0)
-        except Closed:
+        settings = self._control.settings_now(self._wires.clock.now_s())
+        # Compared with what was asked and not with what is used: a refusal is not asked for again every picture.
+        if settings == self._asked:
             return
-        if settings is None:
-            return
+        self._asked = settings
         try:
             engine.update(settings)
         except (ConfigError, EngineError) as error:
@@ -319,5 +347,6 @@ class _EngineStage:
             captured_s=work.raw.captured_s,
             origin=Origin.STYLISED,
         )
+        self._preview.offer(work.raw.pixels, frame.pixels)
         self._wires.finished.put(Finished(frame=frame, finished_s=self._wires.clock.now_s()))
         self.delivered += 1
