@@ -16,10 +16,13 @@ import typer
 from typer.core import TyperGroup
 
 from instantvision.integrations.forms import SINK_FORMS, SOURCE_FORMS
-from instantvision.pipeline.config import LiveConfig, Mix, Settings, Size
+from instantvision.pipeline.config import Fit, LiveConfig, Mix, Settings, Size
+from instantvision.pipeline.control import FADE_S, PANIC_MODES, Show, read_change
 from instantvision.pipeline.errors import InstantVisionError
 from instantvision.pipeline.presets import find, load_presets, settings_for
 from instantvision.pipeline.sizes import BENCH_FRAMES, BENCH_SIDE, DEMO_SIDE, RENDER_SIDE, RUN_SIDE
+from instantvision.plugin.front_ends import DEFAULT_PORT
+from instantvision.plugin.obs_commands import app as obs_app
 
 DEFAULTS = Settings()
 LIVE_DEFAULTS = LiveConfig()
@@ -49,6 +52,7 @@ app = typer.Typer(
 )
 presets_app = typer.Typer(help="The looks to choose from.", no_args_is_help=True)
 app.add_typer(presets_app, name="presets")
+app.add_typer(obs_app, name="obs")
 
 PresetOption = Annotated[str, typer.Option(help="A look, or a mix such as oil:0.7,ink:0.3.")]
 StepsOption = Annotated[int, typer.Option(help="Denoiser evaluations a frame.")]
@@ -144,13 +148,35 @@ def run(
     strength: StrengthOption = None,
     seed: SeedOption = None,
     duration: Annotated[float | None, typer.Option(help="Seconds.", show_default="until Ctrl-C")] = None,
+    fit: Annotated[
+        Fit, typer.Option(help="Another shape is cropped (cover) or gets bars (letterbox).")
+    ] = DEFAULTS.fit,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Flip the picture left and right.")
+    ] = DEFAULTS.mirror,
+    fade: Annotated[float, typer.Option(help="Seconds from one look to another.")] = FADE_S,
+    panic_mode: Annotated[
+        str, typer.Option(help=f"What panic shows: {', '.join(PANIC_MODES)}, which is your raw picture.")
+    ] = Show.SLATE.value,
+    control_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of the dock; 0 for any.")
+    ] = DEFAULT_PORT,
+    control: Annotated[bool, typer.Option("--control/--no-control", help="Serve the dock.")] = True,
+    obs: Annotated[bool, typer.Option("--obs/--no-obs", help="Follow OBS Studio's websocket.")] = False,
+    scene: Annotated[
+        list[str] | None, typer.Option(help="SCENE=PRESET: a scene of OBS brings its look. Repeat for more.")
+    ] = None,
     loop: Annotated[bool, typer.Option(help="Begin a file again at its end.")] = True,
     stats_json: Annotated[Path | None, typer.Option(help="File for the figures of the run.")] = None,
 ) -> None:
     """Restyle live, until Ctrl-C."""
     settings = settings_for(Mix.parse(preset), size=_size(size), steps=steps, strength=strength, seed=seed)
+    settings = dataclasses.replace(settings, fit=fit, mirror=mirror)
     config = LiveConfig(fps=fps, duration_s=duration)
+    # Whoever types `camera` here has consented.
+    panic = read_change({"panic_mode": panic_mode, "consent": True}).panic_mode
     from instantvision.pipeline.live import LiveJob, live
+    from instantvision.plugin.front_ends import FrontEnds, parse_scenes
     from instantvision.plugin.status_line import StatusLine
 
     job = LiveJob(
@@ -161,9 +187,14 @@ def run(
         config=config,
         loop=loop,
         stats_json=stats_json,
+        front_ends=FrontEnds(
+            port=control_port if control else None, obs=obs, scenes=parse_scenes(scene or [])
+        ),
+        fade_s=fade,
+        panic=panic or Show.SLATE,
     )
     with StatusLine() as line:
-        end = live(job, line.show)
+        end = live(job, line.show, lambda url: typer.echo(f"dock: {url}", err=True))
     _leave(130 if end.interrupted else 0, threads_left=end.stats.threads_left)
 
 

@@ -84,7 +84,9 @@ def require_sendable(frame: Frame, size: Size | None) -> None:
     if size is None:
         raise ValueError("the sink is not open: call open(size, fps) before send")
     if frame.origin is Origin.RAW:
-        raise ValueError("the frame is the raw camera picture, expected a stylised one, the slate, or one of origin CAMERA")
+        raise ValueError(
+            "the frame is the raw camera picture, expected a stylised one, the slate, or one of origin CAMERA"
+        )
     height, width = frame.pixels.shape[:2]
     if (width, height) != (size.width, size.height):
         raise ValueError(f"frame is {width}x{height}, expected {size}: a sink's size stays as it was opened")

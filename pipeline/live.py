@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 from instantvision.integrations.base import Sink
 from instantvision.integrations.factory import parse_sink, parse_source
 from instantvision.pipeline.config import LiveConfig, Settings
-from instantvision.pipeline.frames import Latest
+from instantvision.pipeline.control import FADE_S, Control, Show
 from instantvision.pipeline.outputs import check_output, write_whole
+from instantvision.pipeline.preview import Preview
 from instantvision.pipeline.sizes import RUN_SIDE
+from instantvision.plugin.front_ends import FrontEnds, open_front_ends
 
 if TYPE_CHECKING:
     from instantvision.pipeline.meter import LiveStats
@@ -35,6 +37,9 @@ class LiveJob:
         config: pace and end.
         loop: begin a file again at its end.
         stats_json: file for the figures of the run, or None.
+        front_ends: what may change the run from outside.
+        fade_s: duration of cross-fades.
+        panic: what the panic button shows.
     """
 
     source: str
@@ -44,6 +49,9 @@ class LiveJob:
     config: LiveConfig
     loop: bool = True
     stats_json: Path | None = None
+    front_ends: FrontEnds = field(default_factory=FrontEnds)
+    fade_s: float = FADE_S
+    panic: Show = Show.SLATE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +62,13 @@ class LiveEnd:
     interrupted: bool
 
 
-def live(job: LiveJob, on_stats: Callable[["LiveStats"], None]) -> LiveEnd:
+def live(job: LiveJob, on_stats: Callable[["LiveStats"], None], announce: Callable[[str], None]) -> LiveEnd:
     """Run until the source ends, the duration is over, or Ctrl-C.
+
+    Args:
+        job: what to run.
+        on_stats: told the figures about once a second.
+        announce: told the dock's address.
 
     Raises:
         ConfigError: the source or sink is not of a known form.
@@ -71,16 +84,24 @@ def live(job: LiveJob, on_stats: Callable[["LiveStats"], None]) -> LiveEnd:
 
     # Loaded here and not in the engine's thread: a damaged file is found before anything is opened.
     model, settings = load_mini(job.settings, None if job.size_given else RUN_SIDE.square_on)
+    control, preview = Control(settings, fade_s=job.fade_s, panic=job.panic), Preview()
     parts = LiveParts(
         source=parse_source(job.source, size=settings.size, fps=job.config.fps, loop=job.loop),
         sink=sink,
         make_engine=lambda: Engine(model, settings),
-        settings_box=Latest(),
+        control=control,
+        preview=preview,
         on_stats=on_stats,
     )
     stop = threading.Event()
-    with _interrupts(stop) as interrupted:
-        stats = run_live(parts, settings.size, job.config, stop)
+    front_ends = open_front_ends(job.front_ends, control, preview, announce)
+    with _interrupts(stop) as interrupted, front_ends as told:
+
+        def tell(stats: "LiveStats") -> None:
+            on_stats(stats)
+            told(stats)
+
+        stats = run_live(replace(parts, on_stats=tell), settings.size, job.config, stop)
     if job.stats_json is not None:
         write_whole(job.stats_json, (json.dumps(stats.to_json(), indent=2) + "\n").encode())
     return LiveEnd(stats=stats, interrupted=interrupted.is_set())

@@ -301,11 +301,12 @@ class _EngineStage:
         """Two pictures in the making while pictures wait, otherwise each is collected as soon as it is ready."""
         in_flight: _InFlight | None = None
         while not self._wires.stop.is_set():
-            self._refresh_settings(engine)
             try:
                 raw = self._wires.raw.take(timeout_s=0 if in_flight else POLL_S)
             except Closed:
                 break
+            # After the wait: what was changed meanwhile is in this picture, not in the next.
+            self._refresh_settings(engine)
             # The last look stays without any work; the pictures that come meanwhile are let go.
             resting = self._control.state.show is Show.LAST_LOOK
             submitted = self._submit(engine, raw) if raw and not resting else None

@@ -8,7 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from instantvision.pipeline.config import LiveConfig, Size
+from instantvision.pipeline.config import LiveConfig, Settings, Size
+from instantvision.pipeline.control import Control
 from instantvision.pipeline.frames import Frame, Latest, Origin
 from instantvision.pipeline.meter import LiveStats, Meter, Surroundings
 from instantvision.pipeline.pacing import Finished
@@ -79,7 +80,7 @@ class World:
 
     def run(self, seconds: float, stale_s: float = 2.0) -> LiveStats:
         config = LiveConfig(fps=60.0, duration_s=seconds, stale_s=stale_s)
-        playout = Playout(self, SIZE, config, self.meter, self)
+        playout = Playout(self, SIZE, config, self.meter, self, Control(Settings(size=SIZE), clock=self))
         playout.run(self.finished, threading.Event(), self.why, self.stats)
         return self.stats()
 

@@ -13,6 +13,7 @@ import pytest
 from instantvision.integrations.base import EndOfSource, require_sendable
 from instantvision.pipeline import stages
 from instantvision.pipeline.config import LiveConfig, Mix, Settings, Size
+from instantvision.pipeline.control import Control
 from instantvision.pipeline.errors import ConfigError, EngineError, SinkError, SourceError
 from instantvision.pipeline.frames import Frame, Latest, Origin, Pixels
 from instantvision.pipeline.meter import LiveStats
@@ -124,7 +125,7 @@ class Bench:
         self.stop, self.engine = threading.Event(), FakeEngine()
         self.source, self.sink = source or FakeSource(self.camera()), sink or FakeSink()
         self.make_engine = make_engine or (lambda: self.engine)
-        self.settings_box: Latest[Settings] = Latest()
+        self.control = Control(SETTINGS)
         self.reports: list[LiveStats] = []
         self.on_stats: Callable[[LiveStats], None] = self.reports.append
 
@@ -141,7 +142,7 @@ class Bench:
             source=self.source,
             sink=self.sink,
             make_engine=self.make_engine,
-            settings_box=self.settings_box,
+            control=self.control,
             on_stats=lambda stats: self.on_stats(stats),
         )
         return run_live(parts, SIZE, config, self.stop)
@@ -443,7 +444,7 @@ def test_an_engine_that_is_stuck_is_left_behind_and_told(
 def test_settings_of_another_size_keep_the_outputs_size() -> None:
     bench = Bench()
     wide = replace(SETTINGS, size=Size(128, 64), steps=3)
-    bench.settings_box.put(wide)
+    bench.control.apply({"size": "128x64", "steps": 3}, by="cli")
     bench.stop_when(is_stylised)
 
     stats = bench.run()
@@ -462,7 +463,7 @@ def test_settings_the_engine_refuses_do_not_end_the_show(
 ) -> None:
     bench = Bench()
     bench.engine.update_error = error
-    bench.settings_box.put(replace(SETTINGS, steps=3))
+    bench.control.apply({"steps": 3}, by="cli")
     bench.stop_when(is_stylised)
     with caplog.at_level(logging.WARNING):
         stats = bench.run()
@@ -470,11 +471,17 @@ def test_settings_the_engine_refuses_do_not_end_the_show(
     assert stats.settings == SETTINGS
 
 
-def test_a_closed_settings_box_is_no_error() -> None:
+def test_a_change_made_while_waiting_is_in_the_very_next_picture() -> None:
     bench = Bench()
-    bench.settings_box.close()
-    bench.stop_when(is_stylised)
-    assert bench.run().fresh == 1
+
+    def pictures() -> Iterator[Frame | None]:
+        yield raw_frame(0)
+        bench.control.apply({"steps": 3}, by="cli")
+        yield from (raw_frame(index) for index in range(1, 3))
+
+    bench.source = FakeSource(pictures())
+    bench.run()
+    assert bench.engine.settings == replace(SETTINGS, steps=3)
 
 
 # Two pictures in flight: the engine's stage alone, in this thread
@@ -537,7 +544,7 @@ def stage_log(waiting: bool, submit_s: float) -> list[str]:
         source=bench.source,
         sink=bench.sink,
         make_engine=lambda: engine,
-        settings_box=Latest(),
+        control=Control(SETTINGS, clock=clock),
         on_stats=bench.on_stats,
         clock=clock,
     )
