@@ -17,11 +17,11 @@ from typer.core import TyperGroup
 
 from instantvision.integrations.forms import SINK_FORMS, SOURCE_FORMS
 from instantvision.pipeline.config import Fit, LiveConfig, Mix, Settings, Size
-from instantvision.pipeline.control import FADE_S, PANIC_MODES, Show, read_change
+from instantvision.pipeline.control import FADE_S, Show
 from instantvision.pipeline.errors import InstantVisionError
 from instantvision.pipeline.presets import find, load_presets, settings_for
 from instantvision.pipeline.sizes import BENCH_FRAMES, BENCH_SIDE, DEMO_SIDE, RENDER_SIDE, RUN_SIDE
-from instantvision.plugin.front_ends import DEFAULT_PORT
+from instantvision.plugin.front_ends import DEFAULT_PORT, FrontEnds, open_front_ends, parse_scenes
 from instantvision.plugin.obs_commands import app as obs_app
 
 DEFAULTS = Settings()
@@ -149,22 +149,20 @@ def run(
     seed: SeedOption = None,
     duration: Annotated[float | None, typer.Option(help="Seconds.", show_default="until Ctrl-C")] = None,
     fit: Annotated[
-        Fit, typer.Option(help="Another shape is cropped (cover) or gets bars (letterbox).")
+        Fit, typer.Option(help="Fill the size and crop, or show all between bars.")
     ] = DEFAULTS.fit,
-    mirror: Annotated[
-        bool, typer.Option("--mirror", help="Flip the picture left and right.")
-    ] = DEFAULTS.mirror,
-    fade: Annotated[float, typer.Option(help="Seconds from one look to another.")] = FADE_S,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Flip left and right.")] = DEFAULTS.mirror,
+    fade: Annotated[float, typer.Option(help="Seconds from one look to the next.")] = FADE_S,
     panic_mode: Annotated[
-        str, typer.Option(help=f"What panic shows: {', '.join(PANIC_MODES)}, which is your raw picture.")
-    ] = Show.SLATE.value,
-    control_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Of the dock; 0 for any.")
-    ] = DEFAULT_PORT,
-    control: Annotated[bool, typer.Option("--control/--no-control", help="Serve the dock.")] = True,
-    obs: Annotated[bool, typer.Option("--obs/--no-obs", help="Follow OBS Studio's websocket.")] = False,
+        Show, typer.Option(help="What panic shows; `camera` is the real picture, `effect` is refused.")
+    ] = Show.SLATE,
+    control: Annotated[bool, typer.Option(help="Serve the dock on this computer.")] = True,
+    control_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the dock; 0 takes a free one.")] = (
+        DEFAULT_PORT
+    ),
+    obs: Annotated[bool, typer.Option(help="Follow OBS Studio through its websocket.")] = False,
     scene: Annotated[
-        list[str] | None, typer.Option(help="SCENE=PRESET: a scene of OBS brings its look. Repeat for more.")
+        list[str] | None, typer.Option(metavar="SCENE=PRESET", help="The look of a scene in OBS; repeatable.")
     ] = None,
     loop: Annotated[bool, typer.Option(help="Begin a file again at its end.")] = True,
     stats_json: Annotated[Path | None, typer.Option(help="File for the figures of the run.")] = None,
@@ -173,10 +171,8 @@ def run(
     settings = settings_for(Mix.parse(preset), size=_size(size), steps=steps, strength=strength, seed=seed)
     settings = dataclasses.replace(settings, fit=fit, mirror=mirror)
     config = LiveConfig(fps=fps, duration_s=duration)
-    # Whoever types `camera` here has consented.
-    panic = read_change({"panic_mode": panic_mode, "consent": True}).panic_mode
+    wanted = FrontEnds(port=control_port if control else None, obs=obs, scenes=parse_scenes(scene or []))
     from instantvision.pipeline.live import LiveJob, live
-    from instantvision.plugin.front_ends import FrontEnds, parse_scenes
     from instantvision.plugin.status_line import StatusLine
 
     job = LiveJob(
@@ -185,16 +181,15 @@ def run(
         settings=settings,
         size_given=size is not None,
         config=config,
+        fade_s=fade,
+        panic=panic_mode,
         loop=loop,
         stats_json=stats_json,
-        front_ends=FrontEnds(
-            port=control_port if control else None, obs=obs, scenes=parse_scenes(scene or [])
-        ),
-        fade_s=fade,
-        panic=panic or Show.SLATE,
     )
     with StatusLine() as line:
-        end = live(job, line.show, lambda url: typer.echo(f"dock: {url}", err=True))
+        end = live(
+            job, line.show, lambda control, preview: open_front_ends(wanted, control, preview, _announce)
+        )
     _leave(130 if end.interrupted else 0, threads_left=end.stats.threads_left)
 
 
@@ -253,6 +248,10 @@ def devices(as_json: JsonOption = False) -> None:
             typer.echo(f"  {device.name}  {device.path}  {device.driver}{'  in use' if device.busy else ''}")
     for note in found.notes:
         typer.echo(note, err=True)
+
+
+def _announce(url: str) -> None:
+    typer.echo(f"controls: {url}", err=True)
 
 
 def _size(text: str | None) -> Size | None:

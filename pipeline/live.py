@@ -7,11 +7,11 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from instantvision.integrations.base import Sink
 from instantvision.integrations.factory import parse_sink, parse_source
@@ -20,10 +20,13 @@ from instantvision.pipeline.control import FADE_S, Control, Show
 from instantvision.pipeline.outputs import check_output, write_whole
 from instantvision.pipeline.preview import Preview
 from instantvision.pipeline.sizes import RUN_SIDE
-from instantvision.plugin.front_ends import FrontEnds, open_front_ends
 
 if TYPE_CHECKING:
     from instantvision.pipeline.meter import LiveStats
+
+OnStats: TypeAlias = Callable[["LiveStats"], None]
+Controls: TypeAlias = Callable[[Control, Preview], AbstractContextManager[OnStats]]
+"""Opens what changes the run from outside, for as long as it lasts, and gives what to tell the figures to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +38,10 @@ class LiveJob:
         settings: at the start.
         size_given: False takes RUN_SIDE instead of the size in `settings`.
         config: pace and end.
-        loop: begin a file again at its end.
-        stats_json: file for the figures of the run, or None.
-        front_ends: what may change the run from outside.
         fade_s: duration of cross-fades.
         panic: what the panic button shows.
+        loop: begin a file again at its end.
+        stats_json: file for the figures of the run, or None.
     """
 
     source: str
@@ -47,11 +49,10 @@ class LiveJob:
     settings: Settings
     size_given: bool
     config: LiveConfig
-    loop: bool = True
-    stats_json: Path | None = None
-    front_ends: FrontEnds = field(default_factory=FrontEnds)
     fade_s: float = FADE_S
     panic: Show = Show.SLATE
+    loop: bool = True
+    stats_json: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +63,26 @@ class LiveEnd:
     interrupted: bool
 
 
-def live(job: LiveJob, on_stats: Callable[["LiveStats"], None], announce: Callable[[str], None]) -> LiveEnd:
+def no_controls(_control: Control, _preview: Preview) -> AbstractContextManager[OnStats]:
+    """Nothing changes the run from outside."""
+    return nullcontext(lambda _stats: None)
+
+
+def live(job: LiveJob, on_stats: OnStats, controls: Controls = no_controls) -> LiveEnd:
     """Run until the source ends, the duration is over, or Ctrl-C.
 
     Args:
         job: what to run.
         on_stats: told the figures about once a second.
-        announce: told the dock's address.
+        controls: opened before the source and closed after the sink.
 
     Raises:
-        ConfigError: the source or sink is not of a known form.
+        ConfigError: the source or sink is not of a known form, or the fade is out of range.
         SourceError, SinkError, WeightsError, EngineError: of the part that failed.
     """
     sink = _checked_sink(job)
+    # Like the source below: what is wrong is told before torch is imported. The size is not known yet.
+    Control(job.settings, fade_s=job.fade_s, panic=job.panic)
     # Built for its check alone: the size is known later, and a malformed source is refused before torch is imported.
     parse_source(job.source)
 
@@ -85,23 +93,22 @@ def live(job: LiveJob, on_stats: Callable[["LiveStats"], None], announce: Callab
     # Loaded here and not in the engine's thread: a damaged file is found before anything is opened.
     model, settings = load_mini(job.settings, None if job.size_given else RUN_SIDE.square_on)
     control, preview = Control(settings, fade_s=job.fade_s, panic=job.panic), Preview()
-    parts = LiveParts(
-        source=parse_source(job.source, size=settings.size, fps=job.config.fps, loop=job.loop),
-        sink=sink,
-        make_engine=lambda: Engine(model, settings),
-        control=control,
-        preview=preview,
-        on_stats=on_stats,
-    )
     stop = threading.Event()
-    front_ends = open_front_ends(job.front_ends, control, preview, announce)
-    with _interrupts(stop) as interrupted, front_ends as told:
+    with _interrupts(stop) as interrupted, controls(control, preview) as tell_controls:
 
         def tell(stats: "LiveStats") -> None:
             on_stats(stats)
-            told(stats)
+            tell_controls(stats)
 
-        stats = run_live(replace(parts, on_stats=tell), settings.size, job.config, stop)
+        parts = LiveParts(
+            source=parse_source(job.source, size=settings.size, fps=job.config.fps, loop=job.loop),
+            sink=sink,
+            make_engine=lambda: Engine(model, settings),
+            control=control,
+            on_stats=tell,
+            preview=preview,
+        )
+        stats = run_live(parts, settings.size, job.config, stop)
     if job.stats_json is not None:
         write_whole(job.stats_json, (json.dumps(stats.to_json(), indent=2) + "\n").encode())
     return LiveEnd(stats=stats, interrupted=interrupted.is_set())

@@ -48,7 +48,9 @@ def blend(start: Look, target: Look, share: float) -> Look:
     if share <= 0:
         return start
     strength = start.strength + share * (target.strength - start.strength)
-    return Look(mix=_blend_mixes(start.mix, target.mix, share), strength=min(max(strength, 0.0), 1.0))
+    # Rounding may not carry it beyond either end: at strength 0 a GPU would record another graph.
+    low, high = sorted((start.strength, target.strength))
+    return Look(mix=_blend_mixes(start.mix, target.mix, share), strength=min(max(strength, low), high))
 
 
 def _blend_mixes(start: Mix, target: Mix, share: float) -> Mix:

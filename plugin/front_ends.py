@@ -46,7 +46,7 @@ def open_front_ends(
         wanted: which.
         control: of the run.
         preview: of the run.
-        announce: told the dock's address, for the user.
+        announce: told the dock's address, for the user, once the run is under way.
 
     Yields:
         What to tell the figures of the run to.
@@ -97,8 +97,15 @@ def _serve(
         # Another run may hold the port, or the home be read-only: the camera matters more than its controls.
         log.warning("no dock: %s", error)
         return lambda _stats: None
-    announce(server.url)
-    return server.offer_stats
+    untold = [server.url]
+
+    def tell(stats: "LiveStats") -> None:
+        # With the first figures: a run that cannot start says why and nothing else.
+        if untold:
+            announce(untold.pop())
+        server.offer_stats(stats)
+
+    return tell
 
 
 def _follow_obs(scenes: Mapping[str, str], control: "Control", stack: ExitStack) -> None:

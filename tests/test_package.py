@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 WEIGHTS_MAX_BYTES = 32_000_000
 CODE = ("plugin", "pipeline", "kernels", "integrations", "training")
 DATA_SUFFIXES = {
-    "plugin": {".py", ".html", ".js", ".css"},
+    "plugin": {".py", ".html", ".js", ".css", ".jpg"},
     "pipeline": {".py", ".toml", ".jpg", ".json", ".safetensors"},
     "kernels": {".py"},
     "integrations": {".py"},

@@ -80,7 +80,7 @@ class World:
 
     def run(self, seconds: float, stale_s: float = 2.0) -> LiveStats:
         config = LiveConfig(fps=60.0, duration_s=seconds, stale_s=stale_s)
-        playout = Playout(self, SIZE, config, self.meter, self, Control(Settings(size=SIZE), clock=self))
+        playout = Playout(self, SIZE, config, self.meter, self, Control(Settings()))
         playout.run(self.finished, threading.Event(), self.why, self.stats)
         return self.stats()
 
