@@ -3,8 +3,8 @@
     backend = kernels.choose(model.device.type)
     latents = backend.step_ops.denoise_step(prediction, latents, coefficients)
 
-`reference` has every operation in plain torch; `frame_ops` and `step_ops` have kernels of the same signatures. Knows
-nothing of models or schedules.
+`reference` and `reference_layers` have every operation in plain torch; `frame_ops`, `step_ops` and `layer_ops` have
+kernels of the same signatures. Knows nothing of models or schedules.
 """
 
 import functools
@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,107 @@ class StepOps(Protocol):
     ) -> Tensor: ...
 
 
+class LayerOps(Protocol):
+    """The layers of a network; documented in `reference_layers`."""
+
+    def frame(
+        self, pictures: tuple[Tensor, ...], size: tuple[int, int] | None = None, channels: int | None = None
+    ) -> Tensor: ...
+
+    def conv3x3(
+        self,
+        framed: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        stride: int = 1,
+        embedding: Tensor | None = None,
+        shortcut: tuple[tuple[Tensor, ...], Tensor] | None = None,
+        residual: Tensor | None = None,
+        silu: bool = False,
+        framed_out: bool = False,
+        moments: bool = False,
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+    def channel_moments(self, x: Tensor) -> Tensor: ...
+
+    def group_norm(
+        self,
+        pictures: tuple[Tensor, ...],
+        moments: tuple[Tensor | None, ...],
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        groups: int,
+        eps: float,
+        modulation: Tensor | None = None,
+        silu: bool = False,
+        framed_out: bool = False,
+    ) -> Tensor: ...
+
+    def norm_linear(
+        self,
+        x: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        eps: float,
+        groups: int = 0,
+        moments: Tensor | None = None,
+        gated: bool = False,
+    ) -> Tensor: ...
+
+    def linear(
+        self,
+        sources: tuple[Tensor, ...],
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        residual: Tensor | None = None,
+        moments: bool = False,
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+    def attention_conv(
+        self, qkv: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, *, heads: int
+    ) -> Tensor: ...
+
+    def cross_attention(
+        self,
+        parts: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        queries_to_scores: Tensor,
+        scores_to_out: Tensor,
+        bias: Tensor,
+        *,
+        heads: int,
+        eps: float,
+    ) -> Tensor: ...
+
+    def rms_norm_silu(self, x: Tensor, weight: Tensor, *, eps: float) -> Tensor: ...
+
+    def conv3x3_rms(
+        self,
+        framed: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        norm: Tensor,
+        *,
+        eps: float,
+        residual: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def space_to_depth_add(
+        self, convolved: Tensor, framed: Tensor, norm: Tensor, *, eps: float
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def depth_to_space_add(
+        self, projected: Tensor, x: Tensor, norm: Tensor, *, eps: float
+    ) -> tuple[Tensor, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Backend:
     """The operations to use on one kind of device, and why these."""
@@ -74,6 +175,12 @@ class Backend:
     reason: str
     frame_ops: FrameOps
     step_ops: StepOps
+    layer_ops: LayerOps
+
+    def compile_all(self, call: Callable[[], object]) -> None:
+        """Compile what a call will launch, several kernels at a time; the call's result is garbage."""
+        if self.name == "triton":
+            importlib.import_module(f"{__name__}.launch").compile_kernels(call)
 
     def __str__(self) -> str:
         return f"kernels: {self.name}, because {self.reason}"
@@ -139,6 +246,7 @@ def _missing_for_launches() -> str | None:
 @functools.cache
 def _load(name: Name, reason: str) -> Backend:
     # By name, so that a machine without triton never imports it.
-    modules = ("reference", "reference") if name == "reference" else ("frame_ops", "step_ops")
-    frame_ops, step_ops = (importlib.import_module(f"{__name__}.{module}") for module in modules)
-    return Backend(name, reason, cast(FrameOps, frame_ops), cast(StepOps, step_ops))
+    plain = ("reference", "reference", "reference_layers")
+    modules = plain if name == "reference" else ("frame_ops", "step_ops", "layer_ops")
+    frame, step, layer = (importlib.import_module(f"{__name__}.{module}") for module in modules)
+    return Backend(name, reason, cast(FrameOps, frame), cast(StepOps, step), cast(LayerOps, layer))

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instantvision.kernels import reference
+from instantvision.kernels.launch import launch
 
 # Elements a program writes; 8 a thread at 4 warps.
 BLOCK = 1024
@@ -21,7 +22,7 @@ def pixels_to_input(
     out = reference.input_buffer(pixels, fold, dtype, out)
     rows, columns = out.shape[2:]
     grid = (rows, triton.cdiv(columns * 3 * fold * fold, BLOCK))
-    pixels_to_input_kernel[grid](pixels, out, columns, FOLD=fold, MIRROR=mirror, BGR=bgr, BLOCK=BLOCK)
+    launch(pixels_to_input_kernel, grid, pixels, out, columns, FOLD=fold, MIRROR=mirror, BGR=bgr, BLOCK=BLOCK)
     return out
 
 
@@ -31,8 +32,18 @@ def output_to_pixels(output: Tensor, *, fold: int, bgr: bool, out: Tensor | None
     height, width = out.shape[:2]
     grid = (height, triton.cdiv(width * 3, BLOCK))
     _, channel_stride, row_stride, column_stride = output.stride()
-    output_to_pixels_kernel[grid](
-        output, out, width, channel_stride, row_stride, column_stride, FOLD=fold, BGR=bgr, BLOCK=BLOCK
+    launch(
+        output_to_pixels_kernel,
+        grid,
+        output,
+        out,
+        width,
+        channel_stride,
+        row_stride,
+        column_stride,
+        FOLD=fold,
+        BGR=bgr,
+        BLOCK=BLOCK,
     )
     return out
 

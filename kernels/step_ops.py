@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instantvision.kernels import reference
+from instantvision.kernels.launch import launch
 
 # Elements a program writes; 8 a thread at 4 warps.
 BLOCK = 1024
@@ -22,7 +23,7 @@ def add_noise(clean: Tensor, noise: Tensor, coefficients: Tensor, *, out: Tensor
     out = _result(out, clean)
     count = clean.numel()
     grid = (triton.cdiv(count, BLOCK),)
-    add_noise_kernel[grid](clean, _laid_out_as(clean, noise), coefficients, out, count, BLOCK=BLOCK)
+    launch(add_noise_kernel, grid, clean, _laid_out_as(clean, noise), coefficients, out, count, BLOCK=BLOCK)
     return out
 
 
@@ -39,7 +40,9 @@ def denoise_step(
     noisy = _dense(noisy)
     out = _result(out, noisy)
     count = noisy.numel()
-    denoise_step_kernel[(triton.cdiv(count, BLOCK),)](
+    launch(
+        denoise_step_kernel,
+        (triton.cdiv(count, BLOCK),),
         _laid_out_as(noisy, prediction),
         noisy,
         coefficients,

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Keeps flat black picture areas finite in bf16.
+NORM_EPS = 1e-5
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
@@ -45,8 +48,7 @@ class ChannelNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        # 1e-5 keeps flat black picture areas finite in bf16.
-        scale = torch.rsqrt(x.float().square().mean(1, keepdim=True) + 1e-5)
+        scale = torch.rsqrt(x.float().square().mean(1, keepdim=True) + NORM_EPS)
         return (x * scale.to(x.dtype)) * self.weight.to(x.dtype)[:, None, None]
 
 

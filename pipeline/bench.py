@@ -128,7 +128,7 @@ def run(
         strength=settings.strength,
         frames=frames,
         input=f"{CAMERA[0]}x{CAMERA[1]}",
-        stages_ms=measure_stages(model, settings, pictures, frames, options),
+        stages_ms=measure_stages(model, settings, pictures, frames),
         latency_ms=figures.latency_ms,
         period_ms=throughput.period_ms,
         device_ms=throughput.device_ms,
@@ -211,7 +211,7 @@ def _energy(
 
 @torch.inference_mode()
 def measure_stages(
-    model: LatentModel, settings: Settings, pictures: list[Pixels], frames: int, options: EngineOptions
+    model: LatentModel, settings: Settings, pictures: list[Pixels], frames: int
 ) -> dict[str, Spread]:
     """Each stage of a frame by itself, with the data it has in a frame."""
     fitted = np.empty((settings.size.height, settings.size.width, 3), np.uint8)
@@ -220,12 +220,12 @@ def measure_stages(
     ]
     spreads = {"fit": _spread([_time_ms(call) for call in fits])}
     if model.device.type == "cpu":
-        for name, call in _stage_calls(FramePass(model, None), settings, fitted).items():
+        for name, call in _stage_calls(FramePass(model), settings, fitted).items():
             spreads[name] = _spread([_time_ms(call) for _ in range(frames)])
         return spreads
     stream = Streams(model.device).compute
     with torch.cuda.stream(stream):
-        for name, call in _stage_calls(FramePass(model, options.compile_mode), settings, fitted).items():
+        for name, call in _stage_calls(FramePass(model), settings, fitted).items():
             spreads[name] = _gpu_spread(call, stream, frames)
     return spreads
 

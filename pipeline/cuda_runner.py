@@ -33,7 +33,7 @@ class CudaRunner:
 
     def __init__(self, model: LatentModel, settings: Settings, options: EngineOptions) -> None:
         self._model, self._graphs_kept = model, options.graphs_kept
-        self._frame_pass = FramePass(model, options.compile_mode)
+        self._frame_pass = FramePass(model)
         self._streams = Streams(model.device)
         self._recorded: OrderedDict[GraphKey, RecordedFrame] = OrderedDict()
         self._count = 0

@@ -97,7 +97,7 @@ def make_demo(
 
     size_on = None if size_given else DEMO_SIDE.square_on
     begun_s = now_s()
-    with started_engine(settings, size_on, compiled=False) as (engine, device):
+    with started_engine(settings, size_on) as (engine, device):
         settings = engine.settings
         _make_folder(folder)
         frame_s = _write_sheet(folder / SHEET_NAME, engine, portrait, on_progress, now_s)

@@ -3,9 +3,7 @@
 The same on every device. Knows nothing of streams, graphs or threads.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +13,6 @@ from instantvision.pipeline.config import Settings
 from instantvision.pipeline.model import LatentModel, Prepared
 from instantvision.pipeline.sampler import denoise
 from instantvision.pipeline.schedule import equal_log_snr_timesteps, noise_coefficients, step_coefficients
-
-# A user who tries out sizes compiles once for each; torch's own limit of 8 would fall back to eager after that.
-SIZES_COMPILED_MAX = 64
 
 
 @dataclass(frozen=True)
@@ -93,19 +88,13 @@ class FramePass:
 
     Args:
         model: on any device.
-        compile_mode: of torch.compile for the networks on a GPU, or None to run them as they are.
     """
 
-    def __init__(self, model: LatentModel, compile_mode: str | None) -> None:
+    def __init__(self, model: LatentModel) -> None:
         self.model = model
         backend = kernels.choose(model.device.type)
-        # torch.compile writes Triton kernels for a GPU; on a CPU it would gain little for a minute of compiling.
-        if backend.name != "triton" or model.device.type == "cpu":
-            compile_mode = None
         self._frame_ops, self._step_ops = backend.frame_ops, backend.step_ops
-        self.encode: Callable[[Tensor], Tensor] = _compiled(model.encode, compile_mode)
-        self.decode: Callable[[Tensor], Tensor] = _compiled(model.decode, compile_mode)
-        self._predict = _compiled(model.predict_prepared, compile_mode)
+        self.encode, self.decode = model.encode, model.decode
 
     def __call__(
         self, pixels: Tensor, inputs: FrameInputs, *, mirror: bool, out: Tensor | None = None
@@ -140,8 +129,7 @@ class FramePass:
 
         def predict(noisy: Tensor, step: int) -> Tensor:
             rows = tuple(tensor[step : step + 1] for tensor in inputs.prepared)
-            prediction: Tensor = self._predict(noisy, source, rows)
-            return prediction
+            return self.model.predict_prepared(noisy, source, rows)
 
         noisy = self._step_ops.add_noise(source, inputs.noise, inputs.start)
         return denoise(predict, noisy, inputs.coefficients, self._step_ops)
@@ -149,14 +137,3 @@ class FramePass:
     def pack(self, output: Tensor, *, out: Tensor | None = None) -> Tensor:
         """The decoder's output to bytes, [H, W, 3]."""
         return self._frame_ops.output_to_pixels(output, fold=self.model.fold, bgr=False, out=out)
-
-
-def _compiled(function: Callable[..., Any], mode: str | None) -> Callable[..., Any]:
-    if mode is None:
-        return function
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = SIZES_COMPILED_MAX
-    # For the few products in float32 beside a half-precision network; torch warns users of the slower default.
-    torch.set_float32_matmul_precision("high")
-    return torch.compile(function, mode=mode, dynamic=False)

@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from instantvision import kernels
 from instantvision.pipeline.config import Size
 from instantvision.pipeline.errors import EngineError
 from instantvision.pipeline.frame_pass import FrameInputs
 from instantvision.pipeline.frames import Pixels
 from instantvision.pipeline.runner import IN_FLIGHT_MAX
 
-# The first call compiles, the second may still measure algorithms, the third is as all later ones.
-WARM_UPS = 3
+# The first call may still measure algorithms, the second is as all later ones.
+WARM_UPS = 2
 
 
 def capture(call: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
@@ -35,6 +36,7 @@ def capture(call: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda
     """
     with _measured_convolutions():
         with torch.cuda.stream(stream):
+            kernels.choose("cuda").compile_all(call)
             for _ in range(WARM_UPS):
                 call()
         # Recording must not begin before the warm-up has ended. Not in the frame path.

@@ -11,10 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from instantvision import kernels
 from instantvision.pipeline.autoencoder import Autoencoder
 from instantvision.pipeline.checkpoint import load_into, load_tensors, unpack
 from instantvision.pipeline.config import Mix, Size
 from instantvision.pipeline.errors import WeightsError
+from instantvision.pipeline.fused_autoencoder import FusedAutoencoder
+from instantvision.pipeline.fused_unet import FusedUNet
 from instantvision.pipeline.mini_denoiser import MiniDenoiser, log2_stroke_scale
 from instantvision.pipeline.model import Conditioning, Prepared
 from instantvision.pipeline.presets import resolve
@@ -50,8 +53,10 @@ class Mini:
         self.style_names, self.device, self.dtype = style_names, device, dtype
         # The style table stays in fp32: it is read once a preset, not once a frame.
         self._styles = denoiser.styles.to(device).eval().requires_grad_(False)
-        self._autoencoder = _place(autoencoder, device, dtype)
         self._unet = _place(denoiser.unet, device, dtype)
+        layers = kernels.choose(device.type).layer_ops
+        self._autoencoder = FusedAutoencoder(_place(autoencoder, device, dtype), layers)
+        self._fused = FusedUNet(self._unet, layers)
         config = autoencoder.config
         self.fold, self.downsampling, self.latent_channels = (
             config.fold,
@@ -120,13 +125,11 @@ class Mini:
     def prepare(self, timesteps: Tensor, conditioning: Conditioning) -> Prepared:
         """See LatentModel."""
         pooled = conditioning.pooled.expand(len(timesteps), -1)
-        emb = self._unet.embed(timesteps, class_labels=pooled)
-        return (emb, conditioning.tokens.expand(len(timesteps), -1, -1))
+        return self._fused.prepare(self._unet.embed(timesteps, class_labels=pooled), conditioning.tokens)
 
     def predict_prepared(self, noisy: Tensor, source: Tensor, prepared: Prepared) -> Tensor:
         """See LatentModel."""
-        emb, tokens = prepared
-        return self._unet.forward_embedded(torch.cat([noisy, source], 1), emb, tokens)
+        return self._fused((noisy, source), prepared)
 
 
 def _place(module: Any, device: torch.device, dtype: torch.dtype) -> Any:

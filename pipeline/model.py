@@ -36,7 +36,7 @@ class LatentModel(Protocol):
     """An autoencoder and a denoiser that share a latent space, on one device.
 
     Calls come from one thread, in inference mode. `encode`, `decode` and `predict_prepared` are the frame path: they
-    are compiled and recorded in a CUDA graph, so they must not wait for the device, depend on values of tensors, or
+    are recorded in a CUDA graph, so they must not wait for the device, depend on values of tensors, or
     allocate anything that outlives the call. Convolution weights are expected in channels_last.
     """
 

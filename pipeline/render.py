@@ -134,7 +134,7 @@ def _render_picture(job: RenderJob, on_progress: Progress, now_s: Callable[[], f
 
     pixels = pictures.read_picture(job.source)
     height, width = pixels.shape[:2]
-    with started_engine(job.settings, _size_on(job, width, height), compiled=False) as (engine, device):
+    with started_engine(job.settings, _size_on(job, width, height)) as (engine, device):
         started_s = now_s()
         pictures.write_picture(job.output, engine.stylise(pixels))
         on_progress(1, 1)

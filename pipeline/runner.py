@@ -26,13 +26,10 @@ class EngineOptions:
     """How the engine uses its device; no setting of the picture.
 
     Args:
-        compile_mode: of torch.compile for the networks on a GPU; None runs them as they are. Without Triton nothing is
-            compiled.
         graphs_kept: recorded CUDA graphs, each with its memory, kept for a return to their size when another is
             recorded; at least 1, the one in use.
     """
 
-    compile_mode: str | None = "default"
     graphs_kept: int = 2
 
 
@@ -86,7 +83,7 @@ class CpuRunner:
     """Computes each frame while it is submitted."""
 
     def __init__(self, model: LatentModel, settings: Settings) -> None:
-        self._model, self._frame_pass = model, FramePass(model, None)
+        self._model, self._frame_pass = model, FramePass(model)
         self.use(settings)
 
     @torch.inference_mode()

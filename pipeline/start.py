@@ -11,7 +11,6 @@ from instantvision.pipeline.config import Settings, Size
 from instantvision.pipeline.device import choose_device
 from instantvision.pipeline.engine import Engine
 from instantvision.pipeline.mini import Mini
-from instantvision.pipeline.runner import EngineOptions
 
 SizeOn = Callable[[str], Size]
 """Gives the size for a type of device, `cuda` or `cpu`."""
@@ -35,21 +34,17 @@ def load_mini(settings: Settings, size_on: SizeOn | None = None) -> tuple[Mini, 
 
 
 @contextmanager
-def started_engine(
-    settings: Settings, size_on: SizeOn | None = None, *, compiled: bool = True
-) -> Iterator[tuple[Engine, str]]:
+def started_engine(settings: Settings, size_on: SizeOn | None = None) -> Iterator[tuple[Engine, str]]:
     """An engine with the embedded model and the type of its device; closed at the end.
 
     Args:
         settings: of the first frame.
         size_on: as in load_mini.
-        compiled: False for so few frames that compiling would take longer than it saves.
 
     Raises:
         WeightsError: a weights file is missing, damaged or of another model.
         EngineError: the device cannot run it.
     """
     model, settings = load_mini(settings, size_on)
-    options = EngineOptions() if compiled else EngineOptions(compile_mode=None)
-    with closing(Engine(model, settings, options)) as engine:
+    with closing(Engine(model, settings)) as engine:
         yield engine, model.device.type

@@ -94,7 +94,7 @@ def make_thumbnails(folder: Path = FOLDER) -> None:
     sample = Path(__file__).parents[1] / "pipeline" / "samples" / "portrait.jpg"
     portrait, size = read_picture(sample), Size(384, 384)
     looks = {name: settings_for(Mix(((name, 1.0),)), size=size) for name in load_presets()}
-    with started_engine(next(iter(looks.values())), compiled=False) as (engine, _):
+    with started_engine(next(iter(looks.values()))) as (engine, _):
         for name, settings in looks.items():
             engine.update(settings)
             write_whole(folder / f"{name}.jpg", _small_jpeg(engine.stylise(portrait)))

@@ -2,13 +2,17 @@
 
 import importlib.util
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 import instantvision.kernels
+
+LAYERS = ("resample", "conv3x3", "group_norm", "linear", "attention_conv")
 
 
 @dataclass(frozen=True)
@@ -17,15 +21,20 @@ class Bench:
 
     frame_ops: ModuleType
     step_ops: ModuleType
+    layer_ops: Any
     device: str
+    # Triton's own functions, sums and the like, that the kernels call while they are interpreted.
+    library: dict[str, Any] = field(default_factory=dict)
 
 
 def _interpreted(name: str) -> ModuleType:
+    return _copy(Path(instantvision.kernels.__path__[0]) / f"{name}.py", f"interpreted_{name}")
+
+
+def _copy(path: Path, name: str) -> ModuleType:
     # Triton decides at decoration whether a kernel is interpreted. A second copy of the module, decorated under the
     # switch, leaves the module that the program uses as it is.
-    spec = importlib.util.spec_from_file_location(
-        f"interpreted_{name}", Path(instantvision.kernels.__path__[0]) / f"{name}.py"
-    )
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -34,18 +43,56 @@ def _interpreted(name: str) -> ModuleType:
     return module
 
 
+def _interpreted_layers() -> SimpleNamespace:
+    modules = {name: _interpreted(name) for name in LAYERS}
+    # The one layer that another module is made of.
+    modules["conv3x3"].rms_norm_silu = modules["resample"].rms_norm_silu  # type: ignore[attr-defined]
+    functions = {name: f for module in modules.values() for name, f in vars(module).items() if callable(f)}
+    return SimpleNamespace(**functions)
+
+
 @pytest.fixture(scope="session")
-def interpreted() -> Bench:
-    pytest.importorskip("triton")
+def interpreted() -> Iterator[Bench]:
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_tensor_and_index(tensor: Any, scope: Any) -> None:
+        # A loop's bound is an array of one element, which NumPy from 2.4 on does not take for a number.
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang_tensor", patch_tensor_and_index)
         patch.setenv("TRITON_INTERPRET", "1")
-        return Bench(_interpreted("frame_ops"), _interpreted("step_ops"), "cpu")
+        import triton.language.standard as standard
+
+        copy = _copy(Path(standard.__file__), "triton.language.interpreted_standard")
+        kinds = interpreter.InterpretedFunction
+        library = {name: f for name, f in vars(copy).items() if isinstance(f, kinds)}
+        bench = Bench(
+            _interpreted("frame_ops"), _interpreted("step_ops"), _interpreted_layers(), "cpu", library
+        )
+        patch.delenv("TRITON_INTERPRET")
+        yield bench
+
+
+@pytest.fixture
+def interpreter(interpreted: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """The interpreted kernels, with Triton's own functions interpreted for the time of a test."""
+    import triton.language
+
+    # Also in the module they come from: the interpreter knows sums and maxima by it, and hands them to NumPy.
+    for module in (triton.language, triton.language.standard):
+        for name, function in interpreted.library.items():
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, function)
+    return interpreted
 
 
 @pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def bench(request: pytest.FixtureRequest) -> Bench:
     if request.param == "interpreter":
-        return request.getfixturevalue("interpreted")
-    from instantvision.kernels import frame_ops, step_ops
+        return request.getfixturevalue("interpreter")
+    from instantvision.kernels import frame_ops, layer_ops, step_ops
 
-    return Bench(frame_ops, step_ops, "cuda")
+    return Bench(frame_ops, step_ops, layer_ops, "cuda")

@@ -10,7 +10,6 @@ import torch
 
 from instantvision.pipeline import bench, machine
 from instantvision.pipeline.config import Settings, Size
-from instantvision.pipeline.runner import EngineOptions
 
 SETTINGS = Settings(size=Size(64, 64), steps=2)
 STAGES = ["fit", "upload", "encode", "denoise", "decode", "download"]
@@ -36,7 +35,7 @@ def test_a_report_on_the_cpu(toy_model):
 
 @pytest.mark.gpu
 def test_a_report_on_a_gpu(toy_model_on_gpu):
-    report = bench.run(toy_model_on_gpu, SETTINGS, 5, EngineOptions(compile_mode=None))
+    report = bench.run(toy_model_on_gpu, SETTINGS, 5)
     check(report)
     assert report.peak_memory_mb > 0
     assert report.no_power_because

@@ -141,12 +141,9 @@ def test_next_smaller_sizes_end():
     assert next_smaller(Size(64, 64)) is None
 
 
-# torch's compiler uses parts of torch that warn of their own age.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.gpu
-@pytest.mark.parametrize("compile_mode", [None, "default"])
-def test_every_size_on_a_gpu(toy_model_on_gpu, compile_mode):
-    engine = Engine(toy_model_on_gpu, SETTINGS, EngineOptions(compile_mode=compile_mode, graphs_kept=1))
+def test_every_size_on_a_gpu(toy_model_on_gpu):
+    engine = Engine(toy_model_on_gpu, SETTINGS, EngineOptions(graphs_kept=1))
     picture = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
     first = engine.stylise(picture)
     for size in (*SIZES, SETTINGS.size):
@@ -159,7 +156,7 @@ def test_every_size_on_a_gpu(toy_model_on_gpu, compile_mode):
 @pytest.mark.gpu
 def test_memory_comes_back_on_a_gpu(toy_model_on_gpu):
     before = torch.cuda.memory_allocated()
-    engine = Engine(toy_model_on_gpu, at(Size(2048, 2048)), EngineOptions(compile_mode=None))
+    engine = Engine(toy_model_on_gpu, at(Size(2048, 2048)))
     engine.stylise(np.zeros((64, 64, 3), np.uint8))
     taken = torch.cuda.memory_allocated() - before
     engine.close()

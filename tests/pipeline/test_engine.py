@@ -11,7 +11,7 @@ import torch
 from instantvision import kernels
 from instantvision.pipeline import engine as engine_module
 from instantvision.pipeline.config import Mix, Settings, Size
-from instantvision.pipeline.engine import Engine, EngineOptions, Pending
+from instantvision.pipeline.engine import Engine, Pending
 from instantvision.pipeline.errors import EngineError, UnknownPreset
 from instantvision.pipeline.frame_pass import FramePass, frame_inputs, noise_field
 
@@ -39,7 +39,7 @@ def model(request):
 
 @pytest.fixture
 def engine(model):
-    engine = Engine(model, SETTINGS, EngineOptions(compile_mode=None))
+    engine = Engine(model, SETTINGS)
     yield engine
     engine.close()
 
@@ -47,7 +47,7 @@ def engine(model):
 @pytest.mark.parametrize("size", [Size(64, 96), Size(112, 64), Size(208, 80)])
 @pytest.mark.parametrize("camera", [(64, 96), (161, 90), (31, 77)])
 def test_any_picture_gives_the_engines_size(model, size, camera):
-    engine = Engine(model, replace(SETTINGS, size=size), EngineOptions(compile_mode=None))
+    engine = Engine(model, replace(SETTINGS, size=size))
     stylised = engine.stylise(photo(*camera))
     assert stylised.shape == (size.height, size.width, 3)
     assert stylised.dtype == np.uint8
@@ -64,7 +64,7 @@ def test_a_gpu_shows_what_a_cpu_shows(model, toy_model, engine):
 def test_the_frame_is_the_frame_pass(model, engine):
     pixels = photo()
     with torch.inference_mode():
-        frame_pass, inputs = FramePass(model, None), frame_inputs(model, SETTINGS)
+        frame_pass, inputs = FramePass(model), frame_inputs(model, SETTINGS)
         expected = frame_pass(torch.from_numpy(pixels).to(model.device), inputs, mirror=False).cpu().numpy()
     difference = np.abs(engine.stylise(pixels).astype(int) - expected)
     # cuDNN may choose another algorithm where it measures: one rounding in bfloat16, 1 level, twice.
@@ -72,7 +72,7 @@ def test_the_frame_is_the_frame_pass(model, engine):
 
 
 def test_no_strength_is_the_autoencoder(model, toy_model):
-    engine = Engine(model, replace(SETTINGS, strength=0.0), EngineOptions(compile_mode=None))
+    engine = Engine(model, replace(SETTINGS, strength=0.0))
     ops = kernels.choose("cpu").frame_ops
     pixels = photo()
     folded = ops.pixels_to_input(
@@ -98,7 +98,7 @@ def test_more_strength_is_further_from_the_picture(engine):
 def test_a_seed_gives_one_picture(model, engine):
     first = engine.stylise(photo())
     assert np.array_equal(engine.stylise(photo()), first)
-    again = Engine(model, SETTINGS, EngineOptions(compile_mode=None))
+    again = Engine(model, SETTINGS)
     assert np.array_equal(again.stylise(photo()), first)
     again.update(replace(SETTINGS, seed=6))
     assert distance(again.stylise(photo()), first) > 1
@@ -212,7 +212,7 @@ def test_a_refused_picture_changes_nothing(engine):
 
 
 def test_a_closed_engine_says_so(model):
-    engine = Engine(model, SETTINGS, EngineOptions(compile_mode=None))
+    engine = Engine(model, SETTINGS)
     pending = engine.submit(photo())
     engine.close()
     engine.close()

@@ -27,13 +27,13 @@ def test_equals_the_textbook_way(toy_model):
         step_coefficients(toy_model.alphas_cumprod, timesteps, "sample"),
         reference,
     )
-    torch.testing.assert_close(FramePass(toy_model, None).denoise(source, inputs), expected)
+    torch.testing.assert_close(FramePass(toy_model).denoise(source, inputs), expected)
 
 
 def test_the_input_stays_as_it_was(toy_model):
     source = torch.randn(1, 8, 6, 4)
     before = source.clone()
-    FramePass(toy_model, None).denoise(source, frame_inputs(toy_model, SETTINGS))
+    FramePass(toy_model).denoise(source, frame_inputs(toy_model, SETTINGS))
     assert torch.equal(source, before)
 
 
@@ -41,7 +41,7 @@ def test_no_strength_needs_no_denoiser(toy_model):
     source = torch.randn(1, 8, 6, 4)
     inputs = frame_inputs(toy_model, replace(SETTINGS, strength=0.0))
     assert inputs.steps == 0
-    assert FramePass(toy_model, None).denoise(source, inputs) is source
+    assert FramePass(toy_model).denoise(source, inputs) is source
 
 
 def test_copies_have_memory_of_their_own(toy_model):

@@ -1,0 +1,419 @@
+"""3x3 convolutions as nine shifted matrix products over a framed picture, with everything around them on store.
+
+A framed picture, [B, C, h + 2, w + 2] in channels_last, carries a frame of zeros one position wide. Seen as a matrix
+of positions by channels, every tap of the kernel is then the same matrix some rows further on: no bounds are checked,
+and on Hopper the tensor memory accelerator fetches whole tiles. What frames a picture normalises or enlarges it in the
+same pass. Operations and arguments are those of `reference_layers`. Needs triton.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from instantvision.kernels import reference_layers as reference
+from instantvision.kernels.launch import launch, matrix, overlapped, prefetches, uses_descriptors
+from instantvision.kernels.resample import rms_norm_silu
+
+# Positions by channels a program of `frame` writes.
+FRAME_ROWS, FRAME_CHANNELS = 64, 64
+# Values of a result from which on tiles of whole positions, which can be normalised on store, keep a GPU busy.
+WHOLE_ROWS_MIN = 2**22
+
+
+def frame(
+    pictures: tuple[Tensor, ...], size: tuple[int, int] | None = None, channels: int | None = None
+) -> Tensor:
+    """See `reference_layers.frame`."""
+    first, second = (*pictures, pictures[0])[:2]
+    batch, _, height, width = first.shape
+    rows, columns = size or (height, width)
+    joined = sum(picture.shape[1] for picture in pictures)
+    out = reference.picture_buffer(first, channels or joined, rows + 2, columns + 2)
+    tiles = triton.cdiv((rows + 2) * (columns + 2), FRAME_ROWS)
+    launch(
+        frame_kernel,
+        (tiles, triton.cdiv(out.shape[1], FRAME_CHANNELS), batch),
+        first.contiguous(memory_format=torch.channels_last),
+        second.contiguous(memory_format=torch.channels_last),
+        out,
+        height,
+        width,
+        rows,
+        columns,
+        FIRST=first.shape[1],
+        JOINED=joined,
+        C=out.shape[1],
+        BLOCK_M=FRAME_ROWS,
+        BLOCK_C=FRAME_CHANNELS,
+        **overlapped(first),
+    )
+    return out
+
+
+def conv3x3(
+    framed: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: int = 1,
+    embedding: Tensor | None = None,
+    shortcut: tuple[tuple[Tensor, ...], Tensor] | None = None,
+    residual: Tensor | None = None,
+    silu: bool = False,
+    framed_out: bool = False,
+    moments: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """See `reference_layers.conv3x3`."""
+    reference.check_conv3x3(framed, weight, stride, framed_out)
+    if stride == 2 and framed.shape[3] % 2:
+        # Positions of an odd line do not pair up.
+        return reference.conv3x3(
+            framed, weight, bias, stride=2, embedding=embedding, shortcut=shortcut, residual=residual,
+            silu=silu, moments=moments,
+        )  # fmt: skip
+    height, width = (framed.shape[2] - 3) // stride + 1, (framed.shape[3] - 3) // stride + 1
+    border = 2 if framed_out else 0
+    out = reference.picture_buffer(framed, len(weight), height + border, width + border)
+    # Positions are counted along framed lines, so that a tile is a run of rows; those past a line's end are dropped.
+    positions = (height - 1) * framed.shape[3] + width
+    depth = math.gcd(framed.shape[1], *(source.shape[1] for source in (shortcut or ((),))[0]))
+    blocks = _blocks(positions * len(framed), len(weight), depth)
+    tiles = triton.cdiv(positions, blocks.rows)
+    parts = framed.new_empty((len(framed), tiles, 2, len(weight)), dtype=torch.float32) if moments else None
+    _launch(
+        framed, weight, bias, out, None, blocks, tiles, height, width, stride=stride, embedding=embedding,
+        shortcut=shortcut, residual=residual, norm=None, parts=parts, silu=silu, framed_out=framed_out, eps=0.0,
+    )  # fmt: skip
+    return out, parts
+
+
+def conv3x3_rms(
+    framed: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm: Tensor,
+    *,
+    eps: float,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `reference_layers.conv3x3_rms`."""
+    reference.check_conv3x3(framed, weight, 1, False)
+    batch, _, framed_height, framed_width = framed.shape
+    height, width, features = framed_height - 2, framed_width - 2, len(weight)
+    if batch * height * width * features < WHOLE_ROWS_MIN:
+        out, _ = conv3x3(framed, weight, bias, residual=residual)
+        return out, rms_norm_silu(out, norm, eps=eps)
+    out = reference.picture_buffer(framed, features, height, width)
+    normalised = reference.picture_buffer(framed, features, framed_height, framed_width)
+    columns = triton.next_power_of_2(features)
+    blocks = Blocks(128, columns, _depth(framed.shape[1]), 8 if columns > 128 else 4, 3)
+    tiles = triton.cdiv((height - 1) * framed_width + width, blocks.rows)
+    _launch(
+        framed, weight, bias, out, normalised, blocks, tiles, height, width, stride=1, embedding=None,
+        shortcut=None, residual=residual, norm=norm, parts=None, silu=False, framed_out=True, eps=eps,
+    )  # fmt: skip
+    return out, normalised
+
+
+class Blocks(NamedTuple):
+    """Tile of the result, depth of a step, warps and pipeline stages of a program."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def _depth(channels: int) -> int:
+    return next(depth for depth in (64, 32, 16) if channels % depth == 0)
+
+
+def _blocks(positions: int, features: int, channels: int) -> Blocks:
+    """Measured on an H100 (benchmarks/README.md)."""
+    depth = _depth(channels)
+    if features <= 64:
+        return Blocks(
+            256 if positions > 16384 else 64, max(16, triton.next_power_of_2(features)), depth, 4, 4
+        )
+    if triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120:
+        return Blocks(128, 128, depth, 4, 3)
+    # Few positions: small tiles, so that every multiprocessor has one, and deep pipelines, since nothing else hides
+    # the way to memory.
+    if triton.cdiv(positions, 64) * triton.cdiv(features, 128) >= 120:
+        return Blocks(128, 64, 128 if channels % 128 == 0 else depth, 4, 4)
+    return Blocks(64, 64, 128 if channels % 128 == 0 else depth, 4, 4)
+
+
+def _launch(
+    framed: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    normalised: Tensor | None,
+    blocks: Blocks,
+    tiles: int,
+    height: int,
+    width: int,
+    *,
+    stride: int,
+    embedding: Tensor | None,
+    shortcut: tuple[tuple[Tensor, ...], Tensor] | None,
+    residual: Tensor | None,
+    norm: Tensor | None,
+    parts: Tensor | None,
+    silu: bool,
+    framed_out: bool,
+    eps: float,
+) -> None:
+    """Launch the kernel; what is absent is passed as some other tensor, since a kernel wants a pointer."""
+    batch, channels, framed_height, framed_width = framed.shape
+    features = len(weight)
+    sources, shortcut_weight = shortcut or ((), weight)
+    first, second = (*sources, framed, framed)[:2]
+    descriptors = uses_descriptors(framed)
+    # At stride 2 a row of the matrix is a pair of neighbouring positions: taps are whole rows apart again.
+    x_matrix = framed.permute(0, 2, 3, 1).reshape(-1, stride * channels)
+    w_matrix = weight.permute(0, 2, 3, 1).reshape(features, 9 * channels)
+    grid = (triton.cdiv(features, blocks.columns), tiles, batch)
+    launch(
+        conv3x3_kernel,
+        grid,
+        matrix(x_matrix, (blocks.rows, blocks.depth), descriptors),
+        matrix(w_matrix, (blocks.columns, blocks.depth), descriptors),
+        weight,
+        bias,
+        bias if embedding is None else embedding,
+        first,
+        second,
+        shortcut_weight,
+        out if residual is None else residual,
+        bias if norm is None else norm,
+        out,
+        out if normalised is None else normalised,
+        bias if parts is None else parts,
+        len(x_matrix),
+        height,
+        width,
+        framed_width,
+        framed_height,
+        0 if embedding is None or len(embedding) == 1 else embedding.stride(0),
+        eps,
+        C=channels,
+        N=features,
+        FIRST=sources[0].shape[1] if sources else 0,
+        SECOND=sources[1].shape[1] if len(sources) > 1 else 0,
+        STRIDE=stride,
+        EMBEDDING=embedding is not None,
+        RESIDUAL=residual is not None,
+        SILU=silu,
+        FRAMED_OUT=framed_out,
+        NORM=norm is not None,
+        MOMENTS=parts is not None,
+        DESCRIPTORS=descriptors,
+        BLOCK_M=blocks.rows,
+        BLOCK_N=blocks.columns,
+        BLOCK_K=blocks.depth,
+        PREFETCH=prefetches(weight, grid, blocks.warps),
+        THREADS=32 * blocks.warps,
+        num_warps=blocks.warps,
+        num_stages=blocks.stages,
+        **overlapped(framed),
+    )
+
+
+@triton.jit
+def frame_kernel(
+    p_first,
+    p_second,
+    p_out,
+    height,
+    width,
+    rows,
+    columns,
+    FIRST: tl.constexpr,
+    JOINED: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    """Pictures side by side, enlarged, inside a frame of zeros, BLOCK_M positions a program.
+
+    Reads 2·h·w·C bytes (bf16), writes 2·(rows + 2)·(columns + 2)·C. Saves two passes: the joined and enlarged pictures.
+    """
+    if USE_PDL:
+        tl.extra.cuda.gdc_wait()
+    pitch = columns + 2
+    i_position = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    i_batch = tl.program_id(2).to(tl.int64)
+    i_y = i_position // pitch - 1
+    i_x = i_position % pitch - 1
+    m_inside = ((i_y >= 0) & (i_y < rows) & (i_x >= 0) & (i_x < columns))[:, None]
+    i_pixel = i_batch * height * width + (i_y * height // rows) * width + i_x * width // columns
+    o_first = i_pixel[:, None] * FIRST + i_channel[None, :]
+    b_x = tl.load(p_first + o_first, mask=m_inside & (i_channel < FIRST)[None, :], other=0)
+    if JOINED > FIRST:
+        o_second = i_pixel[:, None] * (JOINED - FIRST) + (i_channel - FIRST)[None, :]
+        m_second = m_inside & ((i_channel >= FIRST) & (i_channel < JOINED))[None, :]
+        b_x += tl.load(p_second + o_second, mask=m_second, other=0)
+    o_out = (i_batch * (rows + 2) * pitch + i_position)[:, None] * C + i_channel[None, :]
+    m_out = (i_position < (rows + 2) * pitch)[:, None] & (i_channel < C)[None, :]
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    tl.store(p_out + o_out, b_x, mask=m_out)
+
+
+@triton.jit
+def conv3x3_kernel(
+    x,
+    w,
+    p_weight,
+    p_bias,
+    p_embedding,
+    p_first,
+    p_second,
+    p_shortcut,
+    p_residual,
+    p_norm,
+    p_out,
+    p_normalised,
+    p_moments,
+    x_rows,
+    height,
+    width,
+    framed_width,
+    framed_height,
+    embedding_stride,
+    eps,
+    C: tl.constexpr,
+    N: tl.constexpr,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    STRIDE: tl.constexpr,
+    EMBEDDING: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SILU: tl.constexpr,
+    FRAMED_OUT: tl.constexpr,
+    NORM: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    THREADS: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    """BLOCK_M positions by BLOCK_N features of the result a program.
+
+    18·h·w·C·N operations; reads 2·(h·w·C + 9·C·N) bytes (bf16), writes 2·h·w·N. On store, and so without a pass:
+    bias, embedding, 1x1 convolution of the shortcut, residual, SiLU, frame, the sums of the next group normalisation,
+    or a normalised second result.
+    """
+    i_n = tl.program_id(0)
+    i_m = tl.program_id(1)
+    i_batch = tl.program_id(2)
+    # Distances within the framed picture, in rows of x: to the next line, and between lines of the result.
+    line = framed_width // STRIDE
+    pitch = framed_width
+    i_position = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_feature = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = i_batch * (framed_height * framed_width // STRIDE) + i_m * BLOCK_M
+    i_y = i_position // pitch
+    i_x = i_position % pitch
+    m_position = (i_y < height) & (i_x < width)
+    m_feature = i_feature < N
+    i_pixel = i_batch * (height * width) + i_y * width + i_x
+    if USE_PDL:
+        # Weights come from memory at every step: they are fetched into the cache while the kernel before ends.
+        i_program = (i_batch * tl.num_programs(1) + i_m) * tl.num_programs(0) + i_n
+        for i in tl.static_range(PREFETCH):
+            i_line = (i * tl.num_programs(0) * tl.num_programs(1) + i_program) * THREADS + tl.arange(
+                0, THREADS
+            )
+            address = (p_weight + tl.minimum(i_line * 64, 9 * C * N - 1)).to(tl.int64)
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], tl.int32, is_pure=False, pack=1
+            )
+        tl.extra.cuda.gdc_wait()
+    steps: tl.constexpr = C // BLOCK_K
+    b_sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for i in range(9 * steps):
+        tap = i // steps
+        k = (i % steps) * BLOCK_K
+        tap_y = tap // 3
+        tap_x = tap % 3
+        x_row = row + tap_y * line + tap_x // STRIDE
+        x_column = (tap_x % STRIDE) * C + k
+        if DESCRIPTORS:
+            b_x = x.load([x_row, x_column])
+            b_w = w.load([i_n * BLOCK_N, i * BLOCK_K])
+        else:
+            i_row = x_row + tl.arange(0, BLOCK_M)
+            i_column = tl.arange(0, BLOCK_K)
+            o_x = i_row.to(tl.int64)[:, None] * (STRIDE * C) + x_column + i_column[None, :]
+            b_x = tl.load(x + o_x, mask=((i_row >= 0) & (i_row < x_rows))[:, None], other=0)
+            o_w = i_feature[:, None] * (9 * C) + i * BLOCK_K + i_column[None, :]
+            b_w = tl.load(w + o_w, mask=m_feature[:, None], other=0)
+        b_sum = tl.dot(b_x, b_w.T, b_sum)
+    if FIRST > 0:
+        i_column = tl.arange(0, BLOCK_K)
+        for k in range(0, FIRST, BLOCK_K):
+            o_x = i_pixel.to(tl.int64)[:, None] * FIRST + k + i_column[None, :]
+            b_x = tl.load(p_first + o_x, mask=m_position[:, None], other=0)
+            o_w = i_feature[:, None] * (FIRST + SECOND) + k + i_column[None, :]
+            b_sum = tl.dot(b_x, tl.load(p_shortcut + o_w, mask=m_feature[:, None], other=0).T, b_sum)
+        for k in range(0, SECOND, BLOCK_K):
+            o_x = i_pixel.to(tl.int64)[:, None] * SECOND + k + i_column[None, :]
+            b_x = tl.load(p_second + o_x, mask=m_position[:, None], other=0)
+            o_w = i_feature[:, None] * (FIRST + SECOND) + FIRST + k + i_column[None, :]
+            b_sum = tl.dot(b_x, tl.load(p_shortcut + o_w, mask=m_feature[:, None], other=0).T, b_sum)
+    b_bias = tl.load(p_bias + i_feature, mask=m_feature, other=0).to(tl.float32)
+    if EMBEDDING:
+        o_embedding = i_batch * embedding_stride + i_feature
+        b_bias += tl.load(p_embedding + o_embedding, mask=m_feature, other=0).to(tl.float32)
+    b_sum += b_bias[None, :]
+    o_pixel = i_pixel.to(tl.int64)[:, None] * N + i_feature[None, :]
+    m_inside = m_position[:, None] & m_feature[None, :]
+    if RESIDUAL:
+        b_sum += tl.load(p_residual + o_pixel, mask=m_inside, other=0).to(tl.float32)
+    if SILU:
+        b_sum = b_sum * tl.sigmoid(b_sum)
+    if MOMENTS:
+        b_counted = tl.where(m_inside, b_sum, 0.0)
+        o_moments = (i_batch * tl.num_programs(1) + i_m) * (2 * N) + i_feature
+        tl.store(p_moments + o_moments, tl.sum(b_counted, 0), mask=m_feature)
+        tl.store(p_moments + o_moments + N, tl.sum(b_counted * b_counted, 0), mask=m_feature)
+    if NORM:
+        tl.store(p_out + o_pixel, b_sum.to(p_out.dtype.element_ty), mask=m_inside)
+        b_sum *= tl.rsqrt(tl.sum(tl.where(m_feature[None, :], b_sum * b_sum, 0.0), 1) / N + eps)[:, None]
+        b_sum *= tl.load(p_norm + i_feature, mask=m_feature, other=0).to(tl.float32)[None, :]
+        b_sum *= tl.sigmoid(b_sum)
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    if FRAMED_OUT:
+        # Line 1, column 1 of the framed result is position 0; what lies past a line's end falls on the frame's sides.
+        total = (height + 2) * pitch
+        first = pitch + 1
+        o_framed = (i_batch * total + i_position).to(tl.int64)[:, None] * N + i_feature[None, :]
+        b_framed = tl.where(m_inside, b_sum, 0.0).to(p_out.dtype.element_ty)
+        m_framed = (i_position + first < total)[:, None] & m_feature[None, :]
+        tl.store(p_normalised + o_framed + first * N, b_framed, mask=m_framed)
+        # The first and the last tile also clear the frame's top and bottom.
+        b_empty = tl.zeros((BLOCK_M, BLOCK_N), p_out.dtype.element_ty)
+        if i_m == 0:
+            for start in range(0, first, BLOCK_M):
+                m_framed = (i_position + start < first)[:, None] & m_feature[None, :]
+                tl.store(p_normalised + o_framed + start * N, b_empty, mask=m_framed)
+        if i_m == tl.num_programs(1) - 1:
+            for start in range(first + BLOCK_M, total - i_m * BLOCK_M, BLOCK_M):
+                m_framed = (i_position + start < total)[:, None] & m_feature[None, :]
+                tl.store(p_normalised + o_framed + start * N, b_empty, mask=m_framed)
+    else:
+        tl.store(p_out + o_pixel, b_sum.to(p_out.dtype.element_ty), mask=m_inside)

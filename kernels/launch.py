@@ -1,0 +1,110 @@
+"""How kernels are launched: tiles through the tensor memory accelerator, starts that overlap, compiling side by side.
+
+Programmatic dependent launch sets a kernel up while the one before it drains; each kernel waits with gdc_wait before it
+touches what others wrote. Descriptors and overlap need compute capability 9; elsewhere plain pointers and plain
+launches are used. Needs triton.
+"""
+
+import functools
+import math
+import os
+import threading
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+Grid: TypeAlias = tuple[int, ...]
+
+Launch: TypeAlias = tuple[Any, Grid, tuple[Any, ...], dict[str, Any]]
+
+
+class _Notes(threading.local):
+    """Launches that this thread takes note of instead of carrying them out."""
+
+    kept: list[Launch] | None = None
+
+
+_notes = _Notes()
+
+
+def launch(kernel: Any, grid: Grid, *args: Any, **meta: Any) -> None:
+    """Launch a kernel, or only take note of it within `compile_kernels`."""
+    if _notes.kept is None:
+        kernel[grid](*args, **meta)
+    else:
+        _notes.kept.append((kernel, grid, args, meta))
+
+
+def compile_kernels(call: Callable[[], object]) -> int:
+    """Compile all kernels that a call launches, several at a time; the call's result is not computed.
+
+    A frame has some 25 kernels of a second each: one after the other they would be most of a cold start.
+
+    Args:
+        call: allocates and launches through `launch` only; whatever else it computes is computed from garbage.
+
+    Returns:
+        How many different kernels there are.
+    """
+    kept: list[Launch] = []
+    _notes.kept = kept
+    try:
+        call()
+    finally:
+        _notes.kept = None
+    different = {_signature(*entry): entry for entry in kept}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in [
+            pool.submit(kernel.warmup, *args, grid=grid, **meta)
+            for kernel, grid, args, meta in different.values()
+        ]:
+            done.result()
+    return len(different)
+
+
+@functools.cache
+def hopper(device: torch.device) -> bool:
+    """Whether a device has the tensor memory accelerator and programmatic dependent launch."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def uses_descriptors(tensor: Tensor) -> bool:
+    """Whether tiles of this tensor's device are fetched through descriptors; the interpreter can, too."""
+    return tensor.device.type == "cpu" or hopper(tensor.device)
+
+
+def matrix(tensor: Tensor, block: tuple[int, int], descriptor: bool) -> Any:
+    """A contiguous matrix as a kernel takes it: a descriptor of its tiles, or the tensor."""
+    return TensorDescriptor.from_tensor(tensor, list(block)) if descriptor else tensor
+
+
+def overlapped(tensor: Tensor) -> dict[str, Any]:
+    """Launch options for a kernel with a parameter USE_PDL that waits for the kernel before it."""
+    overlap = hopper(tensor.device)
+    return {"USE_PDL": overlap, "launch_pdl": overlap}
+
+
+def prefetches(weight: Tensor, grid: Grid, warps: int) -> int:
+    """How many cache lines of 128 bytes each thread of a launch fetches so that all of a weight is; at most 8."""
+    threads = math.prod(grid) * warps * 32
+    return min(8, -(-weight.numel() * weight.element_size() // (128 * threads)))
+
+
+def _signature(kernel: Any, grid: Grid, args: tuple[Any, ...], meta: dict[str, Any]) -> Hashable:
+    """Launches of one signature share their machine code, as far as Triton specialises on arguments."""
+    del grid
+    return kernel, tuple(_specialised(arg) for arg in args), tuple(sorted(meta.items()))
+
+
+def _specialised(arg: Any) -> Hashable:
+    if isinstance(arg, TensorDescriptor):
+        return arg.base.dtype, tuple(arg.block_shape)
+    if isinstance(arg, Tensor):
+        return arg.dtype, arg.data_ptr() % 16 == 0
+    if isinstance(arg, int):
+        return arg == 1, arg % 16 == 0
+    return type(arg).__name__

@@ -1,0 +1,246 @@
+"""Between two resolutions of the autoencoder, and its normalisation: one pass each.
+
+Operations and arguments are those of `reference_layers`. Needs triton.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from instantvision.kernels import reference_layers as reference
+from instantvision.kernels.launch import launch, overlapped
+
+# Values a program handles.
+BLOCK = 4096
+
+
+def rms_norm_silu(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """See `reference_layers.rms_norm_silu`."""
+    batch, channels, height, width = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    out = reference.picture_buffer(x, channels, height + 2, width + 2)
+    block_c = triton.next_power_of_2(channels)
+    block_m = max(1, BLOCK // block_c)
+    grid = (triton.cdiv((height + 2) * (width + 2), block_m), batch)
+    launch(
+        rms_norm_silu_kernel,
+        grid,
+        x,
+        weight,
+        out,
+        height,
+        width,
+        eps,
+        C=channels,
+        BLOCK_M=block_m,
+        BLOCK_C=block_c,
+        **overlapped(x),
+    )
+    return out
+
+
+def space_to_depth_add(
+    convolved: Tensor, framed: Tensor, norm: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """See `reference_layers.space_to_depth_add`."""
+    _, before, framed_height, framed_width = framed.shape
+    height, width = (framed_height - 2) // 2, (framed_width - 2) // 2
+    if 4 * convolved.shape[1] not in (before, 2 * before) or before & (before - 1):
+        raise ValueError(
+            f"{before} channels to {4 * convolved.shape[1]}: expected a power of two, or its double"
+        )
+    return _resample(
+        space_to_depth_add_kernel, convolved, framed, norm, 4 * convolved.shape[1], height, width, eps
+    )
+
+
+def depth_to_space_add(projected: Tensor, x: Tensor, norm: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
+    """See `reference_layers.depth_to_space_add`."""
+    height, width = 2 * x.shape[2], 2 * x.shape[3]
+    before = x.shape[1]
+    if projected.shape[1] not in (2 * before, 4 * before) or before & (before - 1):
+        raise ValueError(
+            f"{before} channels to {projected.shape[1] // 4}: expected a power of two, or its half"
+        )
+    return _resample(
+        depth_to_space_add_kernel, projected, x, norm, projected.shape[1] // 4, height, width, eps
+    )
+
+
+def _resample(
+    kernel: Any, mapped: Tensor, x: Tensor, norm: Tensor, channels: int, height: int, width: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    out = reference.picture_buffer(x, channels, height, width)
+    normalised = reference.picture_buffer(x, channels, height + 2, width + 2)
+    block_c = triton.next_power_of_2(channels)
+    block_m = max(1, BLOCK // block_c)
+    grid = (triton.cdiv((height + 2) * (width + 2), block_m), len(x))
+    launch(
+        kernel, grid, mapped, x, norm, out, normalised, height, width, eps,
+        BEFORE=x.shape[1], C=channels, BLOCK_M=block_m, BLOCK_C=block_c, **overlapped(x),
+    )  # fmt: skip
+    return out, normalised
+
+
+@triton.jit
+def rms_norm_silu_kernel(
+    p_x,
+    p_weight,
+    p_out,
+    height,
+    width,
+    eps,
+    C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    """BLOCK_M positions a program. Reads 2·h·w·C bytes (bf16), writes as many. Saves three passes of eager torch."""
+    if USE_PDL:
+        tl.extra.cuda.gdc_wait()
+    pitch = width + 2
+    i_batch = tl.program_id(1).to(tl.int64)
+    i_position = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_channel = tl.arange(0, BLOCK_C)
+    i_y = i_position // pitch - 1
+    i_x = i_position % pitch - 1
+    m_inside = ((i_y >= 0) & (i_y < height) & (i_x >= 0) & (i_x < width))[:, None]
+    m_channel = (i_channel < C)[None, :]
+    o_x = (i_batch * height * width + i_y * width + i_x)[:, None] * C + i_channel[None, :]
+    b_x = tl.load(p_x + o_x, mask=m_inside & m_channel, other=0).to(tl.float32)
+    b_x *= tl.rsqrt(tl.sum(b_x * b_x, 1) / C + eps)[:, None]
+    b_x *= tl.load(p_weight + i_channel, mask=i_channel < C, other=0).to(tl.float32)[None, :]
+    b_x *= tl.sigmoid(b_x)
+    o_out = (i_batch * (height + 2) * pitch + i_position)[:, None] * C + i_channel[None, :]
+    m_out = (i_position < (height + 2) * pitch)[:, None] & m_channel
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    tl.store(p_out + o_out, b_x.to(p_out.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def space_to_depth_add_kernel(
+    p_convolved,
+    p_framed,
+    p_norm,
+    p_out,
+    p_normalised,
+    height,
+    width,
+    eps,
+    BEFORE: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    """BLOCK_M positions of the smaller picture a program.
+
+    Reads 8·h·w·(C / 4 + BEFORE) bytes (bf16), writes 4·h·w·C. Saves four passes: folding twice, mean, normalisation.
+    """
+    if USE_PDL:
+        tl.extra.cuda.gdc_wait()
+    mean_of: tl.constexpr = 4 * BEFORE // C
+    pitch = width + 2
+    i_batch = tl.program_id(1).to(tl.int64)
+    i_position = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_channel = tl.arange(0, BLOCK_C)
+    i_y = i_position // pitch - 1
+    i_x = i_position % pitch - 1
+    m_channel = i_channel < C
+    m_inside = ((i_y >= 0) & (i_y < height) & (i_x >= 0) & (i_x < width))[:, None] & m_channel[None, :]
+    # Corners of the 2x2 positions are read one by one, whole lines of channels each, and interleaved in registers.
+    quarter: tl.constexpr = C // 4
+    i_quarter = tl.arange(0, quarter)[None, :]
+    m_row = ((i_y >= 0) & (i_y < height) & (i_x >= 0) & (i_x < width))[:, None]
+    i_pixel = (i_batch * (4 * height * width) + 2 * i_y * (2 * width) + 2 * i_x)[:, None]
+    o_convolved = i_pixel * quarter + i_quarter
+    b_00 = tl.load(p_convolved + o_convolved, mask=m_row, other=0)
+    b_01 = tl.load(p_convolved + o_convolved + quarter, mask=m_row, other=0)
+    b_10 = tl.load(p_convolved + o_convolved + 2 * width * quarter, mask=m_row, other=0)
+    b_11 = tl.load(p_convolved + o_convolved + (2 * width + 1) * quarter, mask=m_row, other=0)
+    b_corners = tl.join(tl.join(b_00, b_10), tl.join(b_01, b_11))
+    b_out = tl.reshape(b_corners, (BLOCK_M, C)).to(tl.float32)
+    i_before = tl.arange(0, BEFORE)[None, :]
+    framed_width = 2 * width + 2
+    i_framed = (i_batch * ((2 * height + 2) * framed_width) + (2 * i_y + 1) * framed_width + 2 * i_x + 1)[
+        :, None
+    ]
+    o_framed = i_framed * BEFORE + i_before
+    b_00 = tl.load(p_framed + o_framed, mask=m_row, other=0).to(tl.float32)
+    b_01 = tl.load(p_framed + o_framed + BEFORE, mask=m_row, other=0).to(tl.float32)
+    b_10 = tl.load(p_framed + o_framed + framed_width * BEFORE, mask=m_row, other=0).to(tl.float32)
+    b_11 = tl.load(p_framed + o_framed + (framed_width + 1) * BEFORE, mask=m_row, other=0).to(tl.float32)
+    if mean_of == 4:
+        b_out += (b_00 + b_01 + b_10 + b_11) * 0.25
+    else:
+        b_out += tl.reshape(tl.join(b_00 + b_01, b_10 + b_11), (BLOCK_M, C)) * 0.5
+    o_out = (i_batch * height * width + i_y * width + i_x)[:, None] * C + i_channel[None, :]
+    tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_inside)
+    b_out *= tl.rsqrt(tl.sum(b_out * b_out, 1) / C + eps)[:, None]
+    b_out *= tl.load(p_norm + i_channel, mask=m_channel, other=0).to(tl.float32)[None, :]
+    b_out *= tl.sigmoid(b_out)
+    o_out = (i_batch * (height + 2) * pitch + i_position)[:, None] * C + i_channel[None, :]
+    m_out = (i_position < (height + 2) * pitch)[:, None] & m_channel[None, :]
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    tl.store(p_normalised + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def depth_to_space_add_kernel(
+    p_projected,
+    p_x,
+    p_norm,
+    p_out,
+    p_normalised,
+    height,
+    width,
+    eps,
+    BEFORE: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    """BLOCK_M positions of the larger picture a program.
+
+    Reads h·w·(2·C + BEFORE / 2) bytes (bf16), writes 4·h·w·C. Saves three passes: repeating, unfolding, normalisation.
+    """
+    if USE_PDL:
+        tl.extra.cuda.gdc_wait()
+    repeat: tl.constexpr = 4 * C // BEFORE
+    pitch = width + 2
+    i_batch = tl.program_id(1).to(tl.int64)
+    i_position = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_channel = tl.arange(0, BLOCK_C)
+    i_y = i_position // pitch - 1
+    i_x = i_position % pitch - 1
+    m_channel = i_channel < C
+    m_inside = ((i_y >= 0) & (i_y < height) & (i_x >= 0) & (i_x < width))[:, None] & m_channel[None, :]
+    i_corner = (i_y % 2 * 2 + i_x % 2)[:, None]
+    i_pixel = (i_batch * (height * width // 4) + i_y // 2 * (width // 2) + i_x // 2)[:, None]
+    o_projected = (i_pixel * 4 + i_corner) * C + i_channel[None, :]
+    b_out = tl.load(p_projected + o_projected, mask=m_inside, other=0).to(tl.float32)
+    if repeat == 4:
+        b_out += tl.load(p_x + i_pixel * BEFORE + i_channel[None, :], mask=m_inside, other=0).to(tl.float32)
+    else:
+        # Even channels for the upper positions, odd ones for the lower: read as whole lines, parted in registers.
+        i_before = tl.arange(0, BEFORE)[None, :]
+        m_row = ((i_y >= 0) & (i_y < height) & (i_x >= 0) & (i_x < width))[:, None]
+        b_x = tl.load(p_x + i_pixel * BEFORE + i_before, mask=m_row, other=0).to(tl.float32)
+        b_upper, b_lower = tl.split(tl.reshape(b_x, (BLOCK_M, C, 2)))
+        b_out += tl.where(i_corner < 2, b_upper, b_lower)
+    o_out = (i_batch * height * width + i_y * width + i_x)[:, None] * C + i_channel[None, :]
+    tl.store(p_out + o_out, b_out.to(p_out.dtype.element_ty), mask=m_inside)
+    b_out *= tl.rsqrt(tl.sum(b_out * b_out, 1) / C + eps)[:, None]
+    b_out *= tl.load(p_norm + i_channel, mask=m_channel, other=0).to(tl.float32)[None, :]
+    b_out *= tl.sigmoid(b_out)
+    o_out = (i_batch * (height + 2) * pitch + i_position)[:, None] * C + i_channel[None, :]
+    m_out = (i_position < (height + 2) * pitch)[:, None] & m_channel[None, :]
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    tl.store(p_normalised + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)

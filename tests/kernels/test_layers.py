@@ -1,0 +1,264 @@
+"""The network's layers: kernels against the reference in float32, at even and odd shapes, with poisoned results."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from instantvision.kernels import reference_layers as reference
+
+SIZES = [(8, 12), (7, 10), (13, 5)]
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Memory that nobody wrote to reads as NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+class Make:
+    """Tensors of one test: float32 for the interpreter, bfloat16 on a GPU, where float32 products are rounded."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        self.tolerance = 1e-5 if device == "cpu" else 2e-2
+        self._seed = 0
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
+        self._seed += 1
+        values = torch.randn(shape, generator=torch.Generator().manual_seed(self._seed)) * scale
+        tensor = values.to(self.device, self.dtype)
+        return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
+
+    def close(self, result: Tensor, expected: Tensor) -> None:
+        """Every value within the tolerance of the reference, relative to the largest of all."""
+        assert result.shape == expected.shape
+        difference = (result.float() - expected.float()).abs().max() / expected.float().abs().max()
+        assert difference <= self.tolerance, difference
+
+
+@pytest.fixture
+def make(bench) -> Make:
+    return Make(bench.device)
+
+
+def exact(tensor):
+    """Arguments of the reference: in float32, so that only the kernel rounds."""
+    if isinstance(tensor, Tensor):
+        return tensor.float()
+    return tuple(exact(item) for item in tensor) if isinstance(tensor, tuple) else tensor
+
+
+def compare(make, function, expected, *args, **options):
+    """Call kernel and reference; compare all they return, moments by their sums over parts."""
+    results = function(*args, **options)
+    references = expected(
+        *(exact(arg) for arg in args), **{key: exact(item) for key, item in options.items()}
+    )
+    if isinstance(results, Tensor):
+        results, references = (results,), (references,)
+    for result, wanted in zip(results, references, strict=True):
+        if wanted is not None and wanted.dim() == 4 and wanted.shape[2] == 2 and wanted.shape != result.shape:
+            result = result.sum(1, keepdim=True)
+        if wanted is None:
+            assert result is None
+        else:
+            make.close(result, wanted)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_frame(bench, make, size):
+    pictures = make(2, 16, *size), make(2, 8, *size)
+    for options in ({}, {"size": (2 * size[0], 2 * size[1] - 1)}, {"channels": 32}):
+        expected = reference.frame(pictures, **options)
+        assert torch.equal(bench.layer_ops.frame(pictures, **options), expected)
+
+
+CONVOLUTIONS = {
+    "plain": lambda make, size: {},
+    "silu, framed": lambda make, size: {"silu": True, "framed_out": True},
+    "residual, moments": lambda make, size: {"residual": make(2, 40, *size), "moments": True},
+    "embedding": lambda make, size: {"embedding": make(2, 40)},
+    "shared embedding": lambda make, size: {"embedding": make(1, 40)},
+    "shortcut": lambda make, size: {
+        "shortcut": ((make(2, 32, *size), make(2, 16, *size)), make(40, 48, scale=0.1))
+    },
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_conv3x3(bench, make, size, options):
+    framed = reference.frame((make(2, 32, *size),))
+    weight, bias = make(40, 32, 3, 3, scale=0.06), make(40)
+    compare(make, bench.layer_ops.conv3x3, reference.conv3x3, framed, weight, bias, **options(make, size))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_conv3x3_of_stride_2(bench, make, size):
+    framed = reference.frame((make(2, 32, *size),))
+    arguments = framed, make(40, 32, 3, 3, scale=0.06), make(40)
+    compare(make, bench.layer_ops.conv3x3, reference.conv3x3, *arguments, stride=2, moments=True)
+
+
+@pytest.mark.parametrize("features", [32, 256])
+def test_conv3x3_in_the_tiles_of_a_large_picture(bench, make, features):
+    framed = reference.frame((make(1, 64, 20, 300 if bench.device == "cuda" else 21),))
+    arguments = framed, make(features, 64, 3, 3, scale=0.04), make(features)
+    compare(make, bench.layer_ops.conv3x3, reference.conv3x3, *arguments, framed_out=True)
+
+
+# 2**22 values and more are normalised by the convolution itself, which the interpreter is too slow for.
+@pytest.mark.parametrize("size", [(9, 6), pytest.param((130, 131), marks=pytest.mark.gpu)])
+def test_conv3x3_rms(bench, make, size):
+    if size[0] > 9 and bench.device == "cpu":
+        pytest.skip("too large for the interpreter")
+    framed = reference.frame((make(2, 32, *size),))
+    arguments = framed, make(128, 32, 3, 3, scale=0.06), make(128), make(128)
+    options = {"eps": 1e-5, "residual": make(2, 128, *size)}
+    compare(make, bench.layer_ops.conv3x3_rms, reference.conv3x3_rms, *arguments, **options)
+
+
+def test_conv3x3_rms_on_store(interpreter, monkeypatch):
+    make = Make("cpu")
+    convolve = interpreter.layer_ops.conv3x3_rms
+    monkeypatch.setitem(convolve.__globals__, "WHOLE_ROWS_MIN", 0)
+    framed = reference.frame((make(2, 16, 5, 6),))
+    arguments = framed, make(24, 16, 3, 3, scale=0.1), make(24), make(24)
+    compare(make, convolve, reference.conv3x3_rms, *arguments, eps=1e-5, residual=make(2, 24, 5, 6))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_channel_moments(bench, make, size):
+    picture = make(2, 24, *size)
+    make.close(bench.layer_ops.channel_moments(picture).sum(1), reference.channel_moments(picture).sum(1))
+
+
+# Groups that fill blocks of channels, of one picture and of two equal ones; groups across two unequal pictures.
+@pytest.mark.parametrize(("channels", "groups"), [((128,), 32), ((64, 64), 16), ((48, 24), 6), ((40,), 4)])
+@pytest.mark.parametrize("size", SIZES)
+def test_group_norm(bench, make, size, channels, groups):
+    pictures = tuple(make(2, width, *size) for width in channels)
+    total = sum(channels)
+    for options in (
+        {},
+        {"silu": True, "framed_out": True},
+        {"modulation": make(1, 2 * total)},
+        {"modulation": make(2, 2 * total)},
+    ):
+        options |= {"groups": groups, "eps": 1e-5}
+        arguments = pictures, (None,) * len(channels), make(total), make(total)
+        compare(make, bench.layer_ops.group_norm, reference.group_norm, *arguments, **options)
+
+
+def test_moments_of_a_convolution_serve_the_normalisation(bench, make):
+    framed = reference.frame((make(1, 32, 9, 11),))
+    picture, moments = bench.layer_ops.conv3x3(framed, make(64, 32, 3, 3, scale=0.06), make(64), moments=True)
+    options = {"groups": 8, "eps": 1e-5}
+    weight, bias = make(64), make(64)
+    result = bench.layer_ops.group_norm((picture,), (moments,), weight, bias, **options)
+    make.close(result, reference.group_norm((picture,), (None,), weight, bias, **options))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("tokens", "channels", "features"), [(70, 64, 96), (64, 80, 40), (3, 16, 16)])
+def test_norm_linear(bench, make, tokens, channels, features, gated):
+    arguments = make(2, tokens, channels), make(channels), make(channels)
+    weight = make(features * (2 if gated else 1), channels, scale=0.1)
+    for bias in (None, make(len(weight))):
+        options = {"eps": 1e-5, "gated": gated}
+        function = bench.layer_ops.norm_linear
+        compare(make, function, reference.norm_linear, *arguments, weight, bias, **options)
+
+
+def test_norm_linear_over_groups(bench, make):
+    tokens = make(2, 70, 64)
+    moments = bench.layer_ops.channel_moments(tokens.transpose(1, 2)[..., None])
+    arguments = tokens, make(64), make(64), make(96, 64, scale=0.1), make(96)
+    options = {"eps": 1e-6, "groups": 16, "moments": moments}
+    compare(make, bench.layer_ops.norm_linear, reference.norm_linear, *arguments, **options)
+
+
+@pytest.mark.parametrize("widths", [(128,), (32, 128), (48,)])
+def test_linear(bench, make, widths):
+    sources = tuple(make(2, 70, width) for width in widths)
+    arguments = sources, make(80, sum(widths), scale=0.1), make(80)
+    for options in ({}, {"residual": make(2, 70, 80), "moments": True}):
+        compare(make, bench.layer_ops.linear, reference.linear, *arguments, **options)
+
+
+@pytest.mark.parametrize(("tokens", "heads", "width"), [(150, 2, 32), (128, 1, 64), (20, 3, 16)])
+def test_attention_conv(bench, make, tokens, heads, width):
+    channels = heads * width
+    arguments = (
+        make(2, tokens, 3 * channels),
+        make(channels, channels, scale=0.1),
+        make(channels),
+        make(2, tokens, channels),
+    )
+    result = bench.layer_ops.attention_conv(*arguments, heads=heads)
+    expected = reference.attention_conv(*(exact(argument) for argument in arguments), heads=heads)
+    make.close(result.float().sum(1), expected.sum(1))
+
+
+def test_attention_of_large_scores(bench, make):
+    arguments = make(1, 70, 96, scale=30.0), make(32, 32, scale=0.1), make(32), make(1, 70, 32)
+    result = bench.layer_ops.attention_conv(*arguments, heads=2)
+    expected = reference.attention_conv(*(exact(argument) for argument in arguments), heads=2)
+    make.close(result.float().sum(1), expected.sum(1))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize(("heads", "context"), [(4, 8), (2, 16)])
+def test_cross_attention(bench, make, heads, context, parts):
+    slots = heads * context
+    stacked = make(2, parts, 35, 48).contiguous()
+    arguments = stacked, make(48), make(48), make(1, slots, 48, scale=0.2), make(1, slots, 48)
+    options = {"heads": heads, "eps": 1e-5}
+    function = bench.layer_ops.cross_attention
+    compare(make, function, reference.cross_attention, *arguments, make(48), **options)
+
+
+def test_a_folded_context_is_cross_attention():
+    torch.manual_seed(0)
+    x, context = torch.randn(2, 10, 32), torch.randn(1, 8, 24)
+    query, out = torch.randn(2, 32, 32) / 6
+    key, value = torch.randn(2, 32, 24) / 5
+    folded = reference.fold_context(query, key, value, out, context, 4)
+    weight, bias, out_bias = torch.randn(3, 32)
+    result = reference.cross_attention(x[:, None], weight, bias, *folded, out_bias, heads=4, eps=1e-5)
+    normal = torch.nn.functional.layer_norm(x, (32,), weight, bias)
+    heads = [
+        part.unflatten(-1, (4, -1)).transpose(1, 2)
+        for part in (normal @ query.T, context @ key.T, context @ value.T)
+    ]
+    gathered = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(result, x + gathered @ out.T + out_bias, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (6, 10)])
+def test_resampling(bench, make, size):
+    layers, options = bench.layer_ops, {"eps": 1e-5}
+    framed = reference.frame((make(2, 32, *size),))
+    for channels in (32, 64):
+        down = make(2, channels // 4, *size), framed, make(channels)
+        compare(make, layers.space_to_depth_add, reference.space_to_depth_add, *down, **options)
+    for channels in (32, 16):
+        up = make(2, 4 * channels, *size), make(2, 32, *size), make(channels)
+        compare(make, layers.depth_to_space_add, reference.depth_to_space_add, *up, **options)
+
+
+def test_refusals(bench, make):
+    layers, framed = bench.layer_ops, reference.frame((make(1, 32, 6, 6),))
+    with pytest.raises(ValueError, match=r"weight is \[8, 16, 3, 3\] for a picture \[1, 32, 8, 8\]"):
+        layers.conv3x3(framed, make(8, 16, 3, 3), make(8))
+    with pytest.raises(ValueError, match="another order than channels_last"):
+        layers.conv3x3(framed.contiguous(), make(8, 32, 3, 3), make(8))
+    with pytest.raises(ValueError, match="12 scores a token, expected a power of two"):
+        layers.cross_attention(
+            make(1, 1, 5, 8), make(8), make(8), make(1, 12, 8), make(1, 12, 8), make(8), heads=3, eps=1e-5
+        )

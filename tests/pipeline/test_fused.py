@@ -1,0 +1,45 @@
+"""The networks in fused layers against the modules that define them."""
+
+import pytest
+import torch
+
+from instantvision.kernels import reference_layers
+from instantvision.pipeline.autoencoder import Autoencoder
+from instantvision.pipeline.fused_autoencoder import FusedAutoencoder
+from instantvision.pipeline.fused_unet import FusedUNet
+from instantvision.pipeline.mini_denoiser import MiniDenoiser
+
+
+def placed(module):
+    """Weights of every kind, also where a network starts with zeros, in the memory order of the frame path."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return module.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def relative_error(result, expected):
+    return ((result - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 9)])
+def test_unet(size):
+    unet = placed(MiniDenoiser(3)).unet
+    noisy, source = torch.randn(2, 1, 32, *size)
+    emb = unet.embed(torch.tensor([100, 700]), class_labels=torch.randn(1, 256).expand(2, -1))
+    tokens = torch.randn(1, 8, 256)
+    fused = FusedUNet(unet, reference_layers)
+    prepared = fused.prepare(emb, tokens)
+    for step in range(2):
+        expected = unet.forward_embedded(torch.cat([noisy, source], 1), emb[step : step + 1], tokens)
+        result = fused((noisy, source), tuple(rows[step : step + 1] for rows in prepared))
+        assert relative_error(result, expected) <= 1e-5
+
+
+def test_autoencoder():
+    autoencoder = placed(Autoencoder())
+    fused = FusedAutoencoder(autoencoder, reference_layers)
+    folded = torch.rand(1, 48, 24, 32) * 2 - 1
+    latents = autoencoder.encode(folded)
+    assert relative_error(fused.encode(folded), latents) <= 1e-5
+    assert relative_error(fused.decode(latents), autoencoder.decode(latents)) <= 1e-5
