@@ -72,6 +72,12 @@ def test_one_preset_is_shown() -> None:
     assert "strength" in result.stdout
 
 
+def test_the_script_for_obs_is_where_it_says() -> None:
+    result = invoke("obs", "script-path")
+    assert result.exit_code == 0
+    assert "def script_load" in Path(result.stdout.strip()).read_text(encoding="utf-8")
+
+
 def test_devices_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Devices(cameras=(), virtual_cameras=(), notes=("no camera found: connect one",))
     monkeypatch.setattr("instantvision.integrations.factory.list_devices", lambda: nothing)
