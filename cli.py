@@ -19,10 +19,11 @@ from instantvision.integrations.forms import SINK_FORMS, SOURCE_FORMS
 from instantvision.pipeline.config import Fit, LiveConfig, Mix, Settings, Size
 from instantvision.pipeline.control import FADE_S, Show
 from instantvision.pipeline.errors import InstantVisionError
-from instantvision.pipeline.presets import find, load_presets, settings_for
+from instantvision.pipeline.presets import settings_for
 from instantvision.pipeline.sizes import BENCH_FRAMES, BENCH_SIDE, DEMO_SIDE, RENDER_SIDE, RUN_SIDE
 from instantvision.plugin.front_ends import DEFAULT_PORT, FrontEnds, open_front_ends, parse_scenes
 from instantvision.plugin.obs_commands import app as obs_app
+from instantvision.plugin.preset_commands import app as presets_app
 
 DEFAULTS = Settings()
 LIVE_DEFAULTS = LiveConfig()
@@ -50,7 +51,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-presets_app = typer.Typer(help="The looks to choose from.", no_args_is_help=True)
 app.add_typer(presets_app, name="presets")
 app.add_typer(obs_app, name="obs")
 
@@ -212,25 +212,6 @@ def bench(
     model, settings = load_mini(settings, None if size else BENCH_SIDE.square_on)
     report = bench_module.run(model, settings, frames or BENCH_FRAMES.on(model.device.type))
     typer.echo(_json(report.to_json()) if as_json else bench_table(report))
-
-
-@presets_app.command("list")
-def list_presets(as_json: JsonOption = False) -> None:
-    """All looks, each in a sentence."""
-    presets = load_presets().values()
-    if as_json:
-        typer.echo(_json([preset.to_json() for preset in presets]))
-        return
-    width = max(len(preset.name) for preset in presets)
-    for preset in presets:
-        typer.echo(f"{preset.name:{width}}  {preset.description}")
-
-
-@presets_app.command("show")
-def show_preset(name: str, as_json: JsonOption = False) -> None:
-    """What one look is made of."""
-    preset = find(name)
-    typer.echo(_json(preset.to_json()) if as_json else preset)
 
 
 @app.command()
