@@ -346,12 +346,12 @@ class Neighbours:
         self._processes_s = _processes_s()
 
     def report(self) -> dict[str, Any]:
-        """Load, and how much of a core others used: all of them, and by name those that ran from begin to end."""
+        """Load, and how much of a core others used: all of them, and by name those that still run."""
         took_s = time.monotonic() - self._began_s
         others_s = _machine_s() - self._machine_s - (_own_s() - self._own_s)
         shares: dict[str, float] = {}
         for process, seconds in _processes_s().items():
-            share = 100 * (seconds - self._processes_s.get(process, seconds)) / took_s
+            share = 100 * (seconds - self._processes_s.get(process, 0.0)) / took_s
             shares[process[1]] = shares.get(process[1], 0.0) + share
         return {
             "seconds": round(took_s, 1),
