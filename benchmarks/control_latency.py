@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -70,13 +70,14 @@ def main() -> None:
     neighbours = Neighbours()
     with Show(wanted.fps) as show:
         rows = [*_dock(show, wanted.times), *_obs(show, wanted.times)]
+    beside = neighbours.report()
     machine = describe_machine(torch.device("cpu"))
     report = {
         "fps": wanted.fps,
         "engine": "stand-in, one grey per look",
         "fade_s": 0,
         "commands": rows,
-        "ran_beside": neighbours.report(),
+        "ran_beside": beside,
         "machine": dataclasses.asdict(machine),
     }
     text = json.dumps(report, indent=2)
@@ -343,15 +344,26 @@ class Neighbours:
 
     def __init__(self) -> None:
         self._began_s, self._machine_s, self._own_s = time.monotonic(), _machine_s(), _own_s()
-        self._processes_s = _processes_s()
+        self._first_s = _others_s()
+        self._last_s = dict(self._first_s)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        # Often enough to see most of what comes and goes, rarely enough to cost nothing.
+        while not self._ended.wait(2.0):
+            self._last_s.update(_others_s())
 
     def report(self) -> dict[str, Any]:
-        """Load, and how much of a core others used: all of them, and by name those that still run."""
+        """Load, and how much of a core others used: all of them, and by name those that were seen."""
+        self._ended.set()
+        self._thread.join()
         took_s = time.monotonic() - self._began_s
         others_s = _machine_s() - self._machine_s - (_own_s() - self._own_s)
         shares: dict[str, float] = {}
-        for process, seconds in _processes_s().items():
-            share = 100 * (seconds - self._processes_s.get(process, 0.0)) / took_s
+        for process, seconds in self._last_s.items():
+            share = 100 * (seconds - self._first_s.get(process, 0.0)) / took_s
             shares[process[1]] = shares.get(process[1], 0.0) + share
         return {
             "seconds": round(took_s, 1),
@@ -374,9 +386,9 @@ def _own_s() -> float:
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def _processes_s() -> dict[tuple[int, str], float]:
-    """Seconds of each process by number and name, this one left out."""
-    times = {}
+def _others_s() -> dict[tuple[int, str], float]:
+    """Seconds of each process by number and name, this one and its descendants left out."""
+    times, parents = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             before, _, after = stat.read_text().rpartition(")")
@@ -385,9 +397,15 @@ def _processes_s() -> dict[tuple[int, str], float]:
             continue
         pid, _, name = before.partition(" (")
         fields = after.split()
-        if int(pid) != os.getpid():
-            times[int(pid), name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return times
+        parents[int(pid)] = int(fields[1])
+        times[int(pid), name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return {process: seconds for process, seconds in times.items() if not _is_ours(process[0], parents)}
+
+
+def _is_ours(pid: int, parents: Mapping[int, int]) -> bool:
+    while pid not in (0, os.getpid()):
+        pid = parents.get(pid, 0)
+    return pid != 0
 
 
 if __name__ == "__main__":
