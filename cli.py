@@ -19,10 +19,11 @@ from instantvision.integrations.forms import SINK_FORMS, SOURCE_FORMS
 from instantvision.pipeline.config import Fit, LiveConfig, Mix, Settings, Size
 from instantvision.pipeline.control import FADE_S, Show
 from instantvision.pipeline.errors import InstantVisionError
-from instantvision.pipeline.presets import find, load_presets, settings_for
+from instantvision.pipeline.presets import settings_for
 from instantvision.pipeline.sizes import BENCH_FRAMES, BENCH_SIDE, DEMO_SIDE, RENDER_SIDE, RUN_SIDE
-from instantvision.plugin.front_ends import DEFAULT_PORT, FrontEnds, open_front_ends, parse_scenes
+from instantvision.plugin.front_ends import DEFAULT_PORT, FrontEnds, Run, open_front_ends, parse_scenes
 from instantvision.plugin.obs_commands import app as obs_app
+from instantvision.plugin.preset_commands import app as presets_app
 
 DEFAULTS = Settings()
 LIVE_DEFAULTS = LiveConfig()
@@ -50,7 +51,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-presets_app = typer.Typer(help="The looks to choose from.", no_args_is_help=True)
 app.add_typer(presets_app, name="presets")
 app.add_typer(obs_app, name="obs")
 
@@ -167,7 +167,10 @@ def run(
     loop: Annotated[bool, typer.Option(help="Begin a file again at its end.")] = True,
     stats_json: Annotated[Path | None, typer.Option(help="File for the figures of the run.")] = None,
 ) -> None:
-    """Restyle live, until Ctrl-C."""
+    """Restyle live, until Ctrl-C.
+
+    Keys at a terminal: p panic, e back to the effect, b bypass, n and N next and previous look, q quit.
+    """
     settings = settings_for(Mix.parse(preset), size=_size(size), steps=steps, strength=strength, seed=seed)
     settings = dataclasses.replace(settings, fit=fit, mirror=mirror)
     config = LiveConfig(fps=fps, duration_s=duration)
@@ -188,7 +191,11 @@ def run(
     )
     with StatusLine() as line:
         end = live(
-            job, line.show, lambda control, preview: open_front_ends(wanted, control, preview, _announce)
+            job,
+            line.show,
+            lambda control, preview, stop: open_front_ends(
+                wanted, Run(control=control, preview=preview, stop=stop), line
+            ),
         )
     _leave(130 if end.interrupted else 0, threads_left=end.stats.threads_left)
 
@@ -214,25 +221,6 @@ def bench(
     typer.echo(_json(report.to_json()) if as_json else bench_table(report))
 
 
-@presets_app.command("list")
-def list_presets(as_json: JsonOption = False) -> None:
-    """All looks, each in a sentence."""
-    presets = load_presets().values()
-    if as_json:
-        typer.echo(_json([preset.to_json() for preset in presets]))
-        return
-    width = max(len(preset.name) for preset in presets)
-    for preset in presets:
-        typer.echo(f"{preset.name:{width}}  {preset.description}")
-
-
-@presets_app.command("show")
-def show_preset(name: str, as_json: JsonOption = False) -> None:
-    """What one look is made of."""
-    preset = find(name)
-    typer.echo(_json(preset.to_json()) if as_json else preset)
-
-
 @app.command()
 def devices(as_json: JsonOption = False) -> None:
     """Cameras and virtual cameras of this computer."""
@@ -248,10 +236,6 @@ def devices(as_json: JsonOption = False) -> None:
             typer.echo(f"  {device.name}  {device.path}  {device.driver}{'  in use' if device.busy else ''}")
     for note in found.notes:
         typer.echo(note, err=True)
-
-
-def _announce(url: str) -> None:
-    typer.echo(f"controls: {url}", err=True)
 
 
 def _size(text: str | None) -> Size | None:

@@ -31,6 +31,8 @@ BY = "obs"
 # Often enough to see OBS begin to skip pictures, rarely enough not to be the cause.
 STATISTICS_S = 2.0
 JOIN_S = 2.0
+# At the beginning of a transition, OBS may answer for some milliseconds with the scene before: then it is asked again.
+ASK_AFTER_S = (0.0, 0.005, 0.02)
 
 
 class Client(Protocol):
@@ -103,6 +105,7 @@ class ObsController:
         self._lock = threading.Lock()
         self._endings: list[Callable[[], None]] = []
         self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
 
     @property
     def state(self) -> ObsState:
@@ -114,7 +117,7 @@ class ObsController:
         listeners: dict[str, Callable[[dict[str, Any]], None]] = {
             CONNECTED: lambda _: self._meet(),
             # Comes with the first picture of the transition, but names no scene.
-            "SceneTransitionStarted": lambda _: self._follow(self._ask_scene()),
+            "SceneTransitionStarted": lambda _: self._follow(self._ask_next_scene()),
             # Comes with the last one; at once where there is no transition.
             "CurrentProgramSceneChanged": lambda event: self._follow(event["sceneName"]),
             "CustomEvent": self._take_custom,
@@ -131,6 +134,7 @@ class ObsController:
         for end in self._endings:
             end()
         self._endings = []
+        self._closed.set()
         self._news.close()
         if self._thread:
             self._thread.join(JOIN_S)
@@ -176,6 +180,14 @@ class ObsController:
 
     def _ask_scene(self) -> str:
         return str(self._client.request("GetCurrentProgramScene")["currentProgramSceneName"])
+
+    def _ask_next_scene(self) -> str:
+        scene = self._seen.scene
+        for wait_s in ASK_AFTER_S:
+            if scene != self._seen.scene or self._closed.wait(wait_s):
+                break
+            scene = self._ask_scene()
+        return scene
 
     def _follow(self, scene: str) -> None:
         """Once a scene: what the user changes by hand while it is on air stays, even if the connection is lost."""

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from instantvision.pipeline.meter import LiveStats
 
 OnStats: TypeAlias = Callable[["LiveStats"], None]
-Controls: TypeAlias = Callable[[Control, Preview], AbstractContextManager[OnStats]]
-"""Opens what changes the run from outside, for as long as it lasts, and gives what to tell the figures to."""
+Controls: TypeAlias = Callable[[Control, Preview, threading.Event], AbstractContextManager[OnStats]]
+"""Opens what changes or ends the run from outside, for as long as it lasts; gives what to tell the figures to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,9 @@ class LiveEnd:
     interrupted: bool
 
 
-def no_controls(_control: Control, _preview: Preview) -> AbstractContextManager[OnStats]:
+def no_controls(
+    _control: Control, _preview: Preview, _stop: threading.Event
+) -> AbstractContextManager[OnStats]:
     """Nothing changes the run from outside."""
     return nullcontext(lambda _stats: None)
 
@@ -94,7 +96,7 @@ def live(job: LiveJob, on_stats: OnStats, controls: Controls = no_controls) -> L
     model, settings = load_mini(job.settings, None if job.size_given else RUN_SIDE.square_on)
     control, preview = Control(settings, fade_s=job.fade_s, panic=job.panic), Preview()
     stop = threading.Event()
-    with _interrupts(stop) as interrupted, controls(control, preview) as tell_controls:
+    with _interrupts(stop) as interrupted, controls(control, preview, stop) as tell_controls:
 
         def tell(stats: "LiveStats") -> None:
             on_stats(stats)

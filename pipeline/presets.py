@@ -1,6 +1,7 @@
-"""Presets: named looks, one TOML file each in the folder `looks`, and what a mix of them asks of the model.
+"""Presets: named looks, one TOML file each, and what a mix of them asks of the model.
 
-A file `looks/NAME.toml` is the whole definition of the preset NAME:
+Those of the package lie in the folder `looks`, the user's own in `user_folder()`. A file NAME.toml is the whole
+definition of the preset NAME:
 
     description = "One sentence."
     strength = 1.0          # optional, as in Settings
@@ -12,6 +13,7 @@ Knows nothing of the model: which styles exist is checked by whoever holds the w
 """
 
 import difflib
+import logging
 import math
 import re
 import tomllib
@@ -25,7 +27,12 @@ from typing import Any
 from instantvision.pipeline.config import Mix, Settings, Size
 from instantvision.pipeline.errors import ConfigError, UnknownPreset
 
+log = logging.getLogger(__name__)
+
 LOOKS = Path(__file__).parent / "looks"
+# A preset is a few lines; whatever is much longer is something else, and is not read.
+FILE_MAX_BYTES = 65536
+HINTS = {"description": 'add description = "One sentence."', "styles": "add [styles] and below it oil = 1.0"}
 
 # Names come in from files, URLs and hotkeys: a slug can never be a path.
 SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
@@ -54,12 +61,9 @@ class Preset:
             raise ConfigError(
                 f"preset name is {self.name!r}, expected lower-case letters, digits and single dashes"
             )
-        try:
-            _check_description(self.description)
-            _check_styles(self.styles)
-            _check_start(self.strength, self.seed)
-        except ConfigError as error:
-            raise ConfigError(f"preset {self.name}: {error}") from error
+        _check_description(self.description)
+        _check_styles(self.styles)
+        _check_start(self.strength, self.seed)
 
     def to_json(self) -> dict[str, Any]:
         """The preset as plain values."""
@@ -107,15 +111,21 @@ def read_preset(path: Path) -> Preset:
         ConfigError: the file is no TOML, has an unknown key, lacks one, or a value is out of range.
     """
     try:
+        if path.stat().st_size > FILE_MAX_BYTES:
+            raise ConfigError(f"{path} has {path.stat().st_size} bytes, expected a preset of a few lines")
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read preset file {path}: {error}") from error
     known = {field.name for field in fields(Preset)} - {"name"}
     if unknown := sorted(set(table) - known):
         raise ConfigError(f"{path}: unknown key {unknown[0]}, expected {', '.join(sorted(known))}")
-    if missing := sorted({"description", "styles"} - set(table)):
-        raise ConfigError(f"{path}: {missing[0]} is missing")
-    return Preset(name=path.stem, **table)
+    for key, hint in HINTS.items():
+        if key not in table:
+            raise ConfigError(f"{path}: {key} is missing: {hint}")
+    try:
+        return Preset(name=path.stem, **table)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def read_presets(folder: Path) -> dict[str, Preset]:
@@ -127,10 +137,75 @@ def read_presets(folder: Path) -> dict[str, Preset]:
     return {path.stem: read_preset(path) for path in sorted(folder.glob("*.toml"))}
 
 
+def user_folder() -> Path:
+    """Where the user's own presets lie, if there are any."""
+    import platformdirs
+
+    return Path(platformdirs.user_config_dir("instantvision", appauthor=False)) / "presets"
+
+
 @cache
-def load_presets() -> Mapping[str, Preset]:
+def packaged_presets() -> Mapping[str, Preset]:
     """The presets of the package, read once."""
     return MappingProxyType(read_presets(LOOKS))
+
+
+def read_own_preset(path: Path) -> Preset:
+    """Read a preset that is not of the package: it has a name of its own, and styles that there are.
+
+    Raises:
+        ConfigError: as read_preset, or the name is taken, or a style unknown.
+    """
+    preset = read_preset(path)
+    try:
+        check_own(preset)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return preset
+
+
+def check_own(preset: Preset) -> None:
+    """Check what a preset of the user's must not have in common with the package's, and what it must.
+
+    Raises:
+        ConfigError: its name is one of the package's, or it asks for a style that none of those has.
+    """
+    if preset.name in packaged_presets():
+        raise ConfigError(f"{preset.name} is a preset of the package: choose another name")
+    styles = sorted({style for look in packaged_presets().values() for style in look.styles})
+    for style in preset.styles:
+        if style not in styles:
+            raise ConfigError(f"no style {style!r}{_nearest(style, styles)} There are: {', '.join(styles)}")
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    presets: Mapping[str, Preset]
+    faults: Mapping[str, ConfigError]
+
+
+@cache
+def _loaded() -> _Loaded:
+    presets, faults = dict(packaged_presets()), dict[str, ConfigError]()
+    for path in sorted(user_folder().glob("*.toml")):
+        try:
+            presets[path.stem] = read_own_preset(path)
+        except ConfigError as error:
+            # A slip in one file must not end a show that uses others; who asks for this one is told again.
+            log.warning("preset left out: %s", error)
+            faults[path.stem] = error
+    by_name = dict(sorted(presets.items()))
+    return _Loaded(MappingProxyType(by_name), MappingProxyType(faults))
+
+
+def load_presets() -> Mapping[str, Preset]:
+    """The presets of the package and the user's own, sorted by name; read once, a broken file of the user left out."""
+    return _loaded().presets
+
+
+def reload_presets() -> None:
+    """Read the user's own again when they are next asked for."""
+    _loaded.cache_clear()
 
 
 def find(name: str, presets: Mapping[str, Preset] | None = None) -> Preset:
@@ -138,9 +213,13 @@ def find(name: str, presets: Mapping[str, Preset] | None = None) -> Preset:
 
     Raises:
         UnknownPreset: there is none; the message names the nearest one and all others.
+        ConfigError: its file is broken.
     """
+    faults = _loaded().faults if presets is None else {}
     presets = load_presets() if presets is None else presets
     if name not in presets:
+        if name in faults:
+            raise faults[name]
         raise UnknownPreset(f"no preset {name!r}{_nearest(name, presets)} There are: {', '.join(presets)}")
     return presets[name]
 

@@ -289,6 +289,28 @@ class _EngineStage:
 
     def run(self) -> None:
         """Build the engine, then stylise until the stop event, or until the first slot is closed and empty."""
+        try:
+            self._run()
+        # Everything a device may do; raised again as soon as the engine is wanted.
+        except Exception as error:
+            self._outlast(error)
+            raise
+
+    def _outlast(self, error: Exception) -> None:
+        """Keep the run going without an engine for as long as what is on air, such as the last look, needs none."""
+        if self._is_wanted():
+            return
+        log.error("the engine is lost (%s): what is on air stays until you go back to the effect", error)
+        try:
+            while not self._is_wanted():
+                self._wires.raw.take(POLL_S)
+        except Closed:
+            return
+
+    def _is_wanted(self) -> bool:
+        return self._control.state.show is Show.EFFECT or self._wires.stop.is_set()
+
+    def _run(self) -> None:
         engine = self._make_engine()
         try:
             self._dropped_while_loading = self._wires.raw.dropped

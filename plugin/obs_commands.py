@@ -1,4 +1,4 @@
-"""`instantvision obs`: puts our picture into OBS, says what is set up, takes it out again.
+"""`instantvision obs`: puts our picture into OBS, says what is set up, takes it out again; where the script lies.
 
 A typer app of its own; whatever reaches for OBS is imported inside the commands.
 """
@@ -80,6 +80,14 @@ def undo_command(as_json: JsonOption = False) -> None:
         typer.echo(json.dumps({"done": done}, indent=2))
     else:
         typer.echo("\n".join(done) or "nothing to undo")
+
+
+@app.command("script-path")
+def script_path_command() -> None:
+    """The script to add in OBS under Tools → Scripts."""
+    from instantvision.plugin.obs_script_path import script_path
+
+    typer.echo(script_path())
 
 
 @contextmanager

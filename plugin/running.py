@@ -17,15 +17,18 @@ def measured_latency_ms(folder: Path | None = None) -> float | None:
     Args:
         folder: of the control file; the user's state folder if None.
     """
-    state = _state(folder or state_folder())
-    latency = ((state.get("stats") or {}).get("recent") or {}).get("latency_ms") or {}
+    latency = ((running_state(folder).get("stats") or {}).get("recent") or {}).get("latency_ms") or {}
     return float(latency["p50"]) if latency.get("count") else None
 
 
-def _state(folder: Path) -> dict[str, Any]:
-    """The running program's answer to GET /api/state; empty if there is none."""
+def running_state(folder: Path | None = None) -> dict[str, Any]:
+    """The running program's answer to GET /api/state; empty if there is none.
+
+    Args:
+        folder: of the control file; the user's state folder if None.
+    """
     try:
-        control = json.loads((folder / CONTROL_FILE).read_text(encoding="utf-8"))
+        control = json.loads(((folder or state_folder()) / CONTROL_FILE).read_text(encoding="utf-8"))
         address = urlsplit(control["url"])
         connection = http.client.HTTPConnection(address.hostname or "", address.port or 0, timeout=PATIENCE_S)
         try:

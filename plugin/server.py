@@ -1,7 +1,7 @@
 """The control server: a small HTTP and websocket API on loopback, and the dock page that uses it.
 
     GET  /                                    the dock; its script and style lie beside it, none holds a secret
-    GET  /api/state                           state, presets, statistics
+    GET  /api/state                           state, presets, statistics, OBS
     POST /api/apply                           a change as for Control.apply; answers the state, or 400 and one line
     GET  /api/preview/{before|after}.jpg      newest picture, ?side=N pixels; 204 if there is none yet
     GET  /api/thumbnail/NAME.jpg              of a preset
@@ -66,6 +66,7 @@ class ControlServer:
         port: 0 takes a free one.
         token: the secret of this user.
         clock: of the limits and the thumbnails.
+        obs: asked how OBS does, as plain values; None where it is not followed.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class ControlServer:
         port: int = PORT,
         token: str,
         clock: Clock = SYSTEM_CLOCK,
+        obs: Callable[[], dict[str, Any] | None] = lambda: None,
     ) -> None:
+        self._obs = obs
         self._control, self._preview, self._clock = control, preview, clock
         self.port, self._token = port, token
         self._thumbnails = Thumbnails(lambda side_px: preview.take_jpeg(side_px, "after"))
@@ -196,7 +199,10 @@ class ControlServer:
 
     def _state_json(self) -> dict[str, Any]:
         presets = [{"name": look.name, "description": look.description} for look in load_presets().values()]
-        return {**self._control.state.to_json(), "presets": presets, "stats": self._stats_json()}
+        return {**self._control.state.to_json(), "presets": presets, **self._figures_json()}
+
+    def _figures_json(self) -> dict[str, Any]:
+        return {"stats": self._stats_json(), "obs": self._obs()}
 
     def _stats_json(self) -> dict[str, Any] | None:
         return None if self._stats is None else self._stats.to_json()
@@ -289,7 +295,7 @@ class ControlServer:
                 await asyncio.wait_for(changed.wait(), STATS_EVERY_S)
             except TimeoutError:
                 numbers = self._thumbnails.numbers
-                await socket.send_json({"type": "stats", "stats": self._stats_json(), "thumbnails": numbers})
+                await socket.send_json({"type": "stats", **self._figures_json(), "thumbnails": numbers})
 
     async def _answer(self, socket: WebSocket, text: str) -> None:
         try:

@@ -1,9 +1,10 @@
-"""How a live run is doing, on one line of the terminal that is rewritten once a second.
+"""How a live run is doing, on a line of the terminal that is rewritten once a second, and what else there is to say.
 
 Knows LiveStats and nothing else of the pipeline. Where the stream is no terminal, it writes a plain line now and then.
 """
 
 import sys
+import threading
 from types import TracebackType
 from typing import TextIO
 
@@ -15,10 +16,12 @@ from instantvision.pipeline.meter import LiveStats, Summary
 
 # Often enough to see in a log that the run is alive, rarely enough not to fill it.
 PLAIN_EVERY_S = 10.0
+# What is said beside the figures, in this order; the keys only to somebody who sits there.
+ON_AIR, OBS, KEYS = "on air", "obs", "keys"
 
 
 class StatusLine:
-    """Shows the figures of a run; a context manager.
+    """Shows the figures of a run, and below them what else is said; a context manager, safe to use from any thread.
 
     Args:
         stream: standard error if None.
@@ -28,6 +31,9 @@ class StatusLine:
         self._console = Console(file=stream or sys.stderr, highlight=False)
         self._live: Live | None = None
         self._next_plain_s = 0.0
+        self._figures = ""
+        self._said: dict[str, str] = {}
+        self._lock = threading.RLock()
 
     def __enter__(self) -> "StatusLine":
         return self
@@ -39,19 +45,48 @@ class StatusLine:
 
     def show(self, stats: LiveStats) -> None:
         """Write the present figures."""
-        if self._console.is_terminal:
-            self._rewrite(Text(text(stats), overflow="ellipsis", no_wrap=True))
-        elif stats.duration_s >= self._next_plain_s:
-            self._console.print(text(stats), soft_wrap=True)
-            self._next_plain_s = stats.duration_s + PLAIN_EVERY_S
+        with self._lock:
+            self._figures = text(stats)
+            if self._console.is_terminal:
+                self._rewrite()
+            elif stats.duration_s >= self._next_plain_s:
+                self._console.print(self._plain(), soft_wrap=True)
+                self._next_plain_s = stats.duration_s + PLAIN_EVERY_S
+
+    def say(self, subject: str, words: str) -> None:
+        """Say this of a subject (ON_AIR, OBS, KEYS) from now on, "" for nothing."""
+        with self._lock:
+            changed = self._said.get(subject, "") != words
+            self._said[subject] = words
+            # Before the first figures, there is no line yet.
+            if changed and self._live is not None:
+                self._rewrite()
+
+    def tell(self, words: str) -> None:
+        """Write a line that stays, above the one that is rewritten."""
+        with self._lock:
+            self._console.print(words, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the last figures on their line and end it; may be called twice."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        with self._lock:
+            if self._live is not None:
+                # Nobody reads keys any longer.
+                self._said.pop(KEYS, None)
+                self._rewrite()
+                self._live.stop()
+                self._live = None
 
-    def _rewrite(self, line: Text) -> None:
+    def _plain(self) -> str:
+        return " · ".join([self._figures, *self._words(ON_AIR, OBS)])
+
+    def _words(self, *subjects: str) -> list[str]:
+        return [words for subject in subjects if (words := self._said.get(subject))]
+
+    def _rewrite(self) -> None:
+        line = Text(self._figures, overflow="ellipsis", no_wrap=True)
+        if words := self._words(ON_AIR, OBS, KEYS):
+            line.append("\n" + " · ".join(words), style="dim")
         if self._live is None:
             # No refreshing by itself: that would be a thread.
             self._live = Live(line, console=self._console, auto_refresh=False)

@@ -1,15 +1,16 @@
 """A small picture of every look, for the dock's gallery.
 
 The package carries one per preset, made of its own portrait by `python -m instantvision.plugin.thumbnails`. While the
-program runs, each look that has been on shows the user's own picture instead. Those stay in memory: a face is never
-written to disk. Knows nothing of HTTP.
+program runs, each look that has been on shows the user's own picture instead. Those stay in
+memory: a face is never written to disk. Until then, a look of the user's making borrows the picture of the style it has
+most of. Knows nothing of HTTP.
 """
 
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from instantvision.pipeline.presets import SLUG
+from instantvision.pipeline.presets import SLUG, load_presets
 
 FOLDER = Path(__file__).parent / "dock" / "thumbnails"
 SIDE_PX = 128
@@ -49,10 +50,8 @@ class Thumbnails:
             own = self._own.get(name)
         if own is not None or not SLUG.fullmatch(name):
             return own
-        try:
-            return (self._folder / f"{name}.jpg").read_bytes()
-        except FileNotFoundError:
-            return None
+        packaged = self._folder / f"{_nearest_packaged(name)}.jpg"
+        return packaged.read_bytes() if packaged.exists() else None
 
     def refresh(self, name: str, version: int, settles_s: float, now_s: float) -> None:
         """Take the user's own picture of the look that is on, if it is time to.
@@ -78,6 +77,12 @@ class Thumbnails:
                 self._numbers[name] = self._numbers.get(name, 0) + 1
 
 
+def _nearest_packaged(name: str) -> str:
+    # Each of the model's styles has a look of its name in the package.
+    preset = load_presets().get(name)
+    return max(preset.styles, key=lambda style: preset.styles[style]) if preset else name
+
+
 def make_thumbnails(folder: Path = FOLDER) -> None:
     """Write the packaged thumbnail of every preset.
 
@@ -88,12 +93,12 @@ def make_thumbnails(folder: Path = FOLDER) -> None:
     from instantvision.pipeline.config import Mix, Size
     from instantvision.pipeline.outputs import write_whole
     from instantvision.pipeline.pictures import read_picture
-    from instantvision.pipeline.presets import load_presets, settings_for
+    from instantvision.pipeline.presets import packaged_presets, settings_for
     from instantvision.pipeline.start import started_engine
 
     sample = Path(__file__).parents[1] / "pipeline" / "samples" / "portrait.jpg"
     portrait, size = read_picture(sample), Size(384, 384)
-    looks = {name: settings_for(Mix(((name, 1.0),)), size=size) for name in load_presets()}
+    looks = {name: settings_for(Mix(((name, 1.0),)), size=size) for name in packaged_presets()}
     with started_engine(next(iter(looks.values()))) as (engine, _):
         for name, settings in looks.items():
             engine.update(settings)

@@ -11,6 +11,7 @@ import torch
 from instantvision.integrations.video_writer import VideoWriter
 from instantvision.pipeline.config import Size
 from instantvision.pipeline.frames import Pixels
+from instantvision.pipeline.presets import reload_presets, user_folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,6 +30,17 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
         yield
+
+
+@pytest.fixture
+def own_presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of the user's presets, empty."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    folder = user_folder()
+    folder.mkdir(parents=True)
+    reload_presets()
+    yield folder
+    reload_presets()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,14 @@ from instantvision import cli
 from instantvision.integrations.factory import Devices
 from instantvision.integrations.video_reader import VideoReader
 from instantvision.pipeline import presets
+from instantvision.pipeline.config import Settings
+from instantvision.pipeline.control import FADE_S, Control, Show
 from instantvision.pipeline.engine import Engine
 from instantvision.pipeline.errors import EngineError
 from instantvision.pipeline.frames import Pixels
+from instantvision.pipeline.live import LiveJob
+from instantvision.pipeline.preview import Preview
+from instantvision.plugin.front_ends import FrontEnds
 
 SCRIPT = str(Path(sys.executable).with_name("instantvision"))
 # The same in a process of its own; -P keeps the current folder off the path, as the script does.
@@ -72,6 +78,12 @@ def test_one_preset_is_shown() -> None:
     assert "strength" in result.stdout
 
 
+def test_the_script_for_obs_is_where_it_says() -> None:
+    result = invoke("obs", "script-path")
+    assert result.exit_code == 0
+    assert "def script_load" in Path(result.stdout.strip()).read_text(encoding="utf-8")
+
+
 def test_devices_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Devices(cameras=(), virtual_cameras=(), notes=("no camera found: connect one",))
     monkeypatch.setattr("instantvision.integrations.factory.list_devices", lambda: nothing)
@@ -121,6 +133,103 @@ def test_run_stylises_into_a_file_and_writes_its_figures(tmp_path: Path) -> None
     with VideoReader(output) as made:
         assert (made.width, made.height, made.fps) == (64, 64, 10)
         assert len(list(made)) == stats["ticks"]
+
+
+class Asked:
+    """What `run` asks for; nothing is run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.job: LiveJob | None = None
+        self.front_ends: FrontEnds | None = None
+        monkeypatch.setattr("instantvision.pipeline.live.live", self._live)
+        monkeypatch.setattr(cli, "open_front_ends", self._open)
+        self._control = Control(Settings())
+
+    def _live(self, job: LiveJob, on_stats: Any, controls: Any) -> Any:
+        self.job = job
+        controls(self._control, Preview(), threading.Event())
+        return SimpleNamespace(interrupted=False, stats=SimpleNamespace(threads_left=0))
+
+    def _open(self, wanted: FrontEnds, *_: object) -> None:
+        self.front_ends = wanted
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(monkeypatch)
+
+
+def test_the_options_of_a_run_by_default(asked: Asked) -> None:
+    assert invoke("run").exit_code == 0
+    assert asked.job is not None
+    assert (asked.job.settings.fit, asked.job.settings.mirror) == ("cover", False)
+    assert (asked.job.fade_s, asked.job.panic) == (FADE_S, Show.SLATE)
+    assert asked.front_ends == FrontEnds(port=8765, obs=False, scenes={})
+
+
+def test_every_option_of_a_run_arrives(asked: Asked) -> None:
+    scenes = ("--scene", "Just chatting=oil", "--scene", "Game=ink:0.7,neon:0.3")
+    done = invoke(
+        *("run", "--fit", "letterbox", "--mirror", "--fade", "2.5", "--panic-mode", "last-look"),
+        *("--control-port", "0", "--obs", *scenes),
+    )
+    assert done.exit_code == 0, done.stderr
+    assert asked.job is not None
+    assert (asked.job.settings.fit, asked.job.settings.mirror) == ("letterbox", True)
+    assert (asked.job.fade_s, asked.job.panic) == (2.5, Show.LAST_LOOK)
+    expected = {"Just chatting": "oil", "Game": "ink:0.7,neon:0.3"}
+    assert asked.front_ends == FrontEnds(port=0, obs=True, scenes=expected)
+
+
+def test_a_run_without_controls(asked: Asked) -> None:
+    assert invoke("run", "--no-control", "--control-port", "9999").exit_code == 0
+    assert asked.front_ends is not None
+    assert asked.front_ends.port is None
+
+
+@pytest.mark.parametrize("mode", ["slate", "freeze", "last-look", "camera"])
+def test_each_panic_mode(asked: Asked, mode: str) -> None:
+    assert invoke("run", "--panic-mode", mode).exit_code == 0
+    assert asked.job is not None
+    assert asked.job.panic.value == mode
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--fit", "stretch"], "stretch"),
+        (["--fade", "11"], "fade_s is 11 s, expected 0 to 10"),
+        (["--fade", "-1"], "fade_s is -1 s"),
+        (["--panic-mode", "effect"], "panic_mode is effect, expected slate"),
+        (["--panic-mode", "black"], "black"),
+        (["--control-port", "65536"], "--control-port"),
+        (["--scene", "Talk"], "scene is 'Talk', expected SCENE=PRESET"),
+        (["--scene", "Talk=oil", "--scene", "Talk=ink"], "'Talk' is given twice"),
+    ],
+)
+def test_a_wrong_option_of_a_run_is_refused_before_anything_starts(options: list[str], words: str) -> None:
+    done = invoke("run", "--source", "test-pattern", "--sink", "null", *options)
+    assert (done.exit_code, words in done.stderr) == (2, True), done.stderr
+
+
+def test_fit_and_mirror_reach_the_picture(tmp_path: Path) -> None:
+    figures = tmp_path / "stats.json"
+    done = invoke(
+        *("run", "--source", "test-pattern", "--sink", "null", "--stats-json", figures, *TINY),
+        *("--steps", "1", "--fps", "10", "--duration", "1", "--no-control", "--fit", "letterbox", "--mirror"),
+    )
+    assert done.exit_code == 0, done.stderr
+    settings = json.loads(figures.read_text())["settings"]
+    assert (settings["fit"], settings["mirror"]) == ("letterbox", True)
+
+
+def test_a_scene_of_no_preset_ends_the_run_before_it_shows_anything(tmp_path: Path) -> None:
+    done = invoke(
+        *("run", "--source", "test-pattern", "--sink", f"file:{tmp_path / 'out.mp4'}", *TINY),
+        *("--no-control", "--scene", "Talk=oli"),
+    )
+    assert (done.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert "scene 'Talk': no preset 'oli': did you mean oil?" in done.stderr
 
 
 def test_ctrl_c_ends_a_run_with_a_playable_file_and_its_figures(tmp_path: Path) -> None:

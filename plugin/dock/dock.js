@@ -72,6 +72,7 @@ function receive(message) {
     // What the user is doing right now is newer than this state.
     show(pending ? { ...state, ...pending } : state);
   }
+  if ("obs" in message) showObs(message.obs);
   if (message.type === "stats") { showNumbers(message.thumbnails); showStats(message.stats); }
 }
 
@@ -249,6 +250,17 @@ function showStats(stats) {
   figures.push(recent ? [recent.fps_out, recent.latency_ms.p50] : [0, 0]);
   figures = figures.slice(-MINUTE);
   plot();
+}
+
+// How OBS does, where the program follows it.
+function showObs(obs) {
+  $("obs").hidden = !obs;
+  if (!obs) return;
+  $("obs").dataset.reached = obs.connected;
+  const words = obs.connected ? obs.scene || "connected" : obs.status;
+  if ($("obs").children[1].textContent !== words) $("obs").children[1].textContent = words;
+  $("obs").children[1].title = words;
+  for (const doing of ["streaming", "recording"]) $(doing).hidden = !(obs.connected && obs[doing]);
 }
 
 function plot() {

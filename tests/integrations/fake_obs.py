@@ -24,6 +24,7 @@ class FakeObs:
         gone: True lets every request fail, as if OBS had ended.
         silent: True starts no output on StartRecord.
         busy: names of the status requests that answer `active`.
+        paint: gives the colour of the next screenshot.
         after: called after each request with its name: where a test lets a crash happen.
     """
 
@@ -31,6 +32,7 @@ class FakeObs:
         self.requests: list[str] = []
         self.gone = self.silent = self.closed = False
         self.busy: set[str] = set()
+        self.paint: Callable[[], tuple[int, int, int]] = lambda: GREEN
         self.after: Callable[[str], None] = lambda name: None
         self.profiles: dict[str, dict[tuple[str, str], str]] = {"Mine": {}}
         self.profile = "Mine"
@@ -135,7 +137,7 @@ class FakeObs:
     def _GetSourceScreenshot(self, **wanted: Any) -> dict[str, str]:
         self.screenshots.append(wanted)
         width = wanted.get("imageWidth", 1280)
-        jpeg = base64.b64encode(_jpeg(GREEN, (width, width * 720 // 1280))).decode()
+        jpeg = base64.b64encode(_jpeg(self.paint(), (width, width * 720 // 1280))).decode()
         return {"imageData": f"data:image/jpg;base64,{jpeg}"}
 
     def _GetSceneList(self) -> dict[str, object]:

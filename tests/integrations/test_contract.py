@@ -1,7 +1,9 @@
 """What every source and every sink must do; those that need a device run against fakes here and for real elsewhere."""
 
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,12 +14,16 @@ from instantvision.integrations import camera, devices, virtual_camera
 from instantvision.integrations.base import EndOfSource, Sink, Source
 from instantvision.integrations.camera import OpenCVSource
 from instantvision.integrations.devices import Device
+from instantvision.integrations.mjpeg_server import MjpegSink
 from instantvision.integrations.null import NullSink
+from instantvision.integrations.obs_journal import Journal
+from instantvision.integrations.obs_source import ObsSource
 from instantvision.integrations.test_pattern import TestPatternSource
 from instantvision.integrations.video_file import VideoFileSink, VideoFileSource
 from instantvision.integrations.virtual_camera import VirtualCameraSink
 from instantvision.pipeline.config import Size
 from instantvision.pipeline.frames import Frame, Origin, Pixels
+from tests.integrations.fake_obs import FakeObs
 
 SIZE = Size(64, 64)
 
@@ -51,13 +57,51 @@ class FakeCamera:
         self.closed += 1
 
 
-@pytest.fixture(params=["webcam", "file", "pattern"])
+def colours() -> Callable[[], tuple[int, int, int]]:
+    """Each another one, also after compression."""
+    numbers = itertools.count()
+
+    def next_colour() -> tuple[int, int, int]:
+        number = next(numbers)
+        return 8 * (number % 32), 8 * (number // 32 % 32), 100
+
+    return next_colour
+
+
+@pytest.fixture
+def streaming_obs() -> Iterator[FakeObs]:
+    """An OBS that sends a picture every few milliseconds while its output is on."""
+    obs, ended, paint = FakeObs(), threading.Event(), colours()
+
+    def draw() -> None:
+        while not ended.wait(0.005):
+            # The source may just be closing.
+            with suppress(OSError, AssertionError):
+                obs.send(paint())
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    yield obs
+    ended.set()
+    thread.join()
+
+
+@pytest.fixture(params=["webcam", "file", "pattern", "obs stream", "obs screenshots"])
 def source(
     request: pytest.FixtureRequest,
     make_clip: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     clock: object,
 ) -> Source:
+    if request.param == "obs stream":
+        obs = request.getfixturevalue("streaming_obs")
+        # On the real clock: it waits for a socket.
+        return ObsSource(make_link=lambda: obs, changes=Journal(tmp_path / "profile.json"))
+    if request.param == "obs screenshots":
+        still = FakeObs()
+        still.paint = colours()
+        return ObsSource("Mic", make_link=lambda: still, clock=clock)
     if request.param == "file":
         return VideoFileSource(make_clip(frames=30), clock=clock)
     if request.param == "pattern":
@@ -68,12 +112,14 @@ def source(
     return OpenCVSource(clock=clock)
 
 
-@pytest.fixture(params=["null", "file", "virtual camera"])
+@pytest.fixture(params=["null", "file", "virtual camera", "mjpeg"])
 def sink(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sink:
     if request.param == "file":
         return VideoFileSink(tmp_path / "out.mp4")
     if request.param == "null":
         return NullSink()
+    if request.param == "mjpeg":
+        return MjpegSink(0)
     monkeypatch.setattr(virtual_camera.sys, "platform", "darwin")
     monkeypatch.setattr(virtual_camera, "_start", lambda *arguments: FakeCamera())
     return VirtualCameraSink()
@@ -96,7 +142,7 @@ def test_source_gives_raw_frames_in_order(source: Source) -> None:
 
 
 def test_source_names_itself_and_has_a_status(source: Source) -> None:
-    assert source.name.partition(":")[0] in ("webcam", "file", "test-pattern")
+    assert source.name.partition(":")[0] in ("webcam", "file", "test-pattern", "obs")
     source.open()
     source.read(1.0)
     assert source.status == ""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from instantvision.integrations.obs_client import CONNECTED
-from instantvision.integrations.obs_controller import ObsController
+from instantvision.integrations.obs_controller import ASK_AFTER_S, ObsController
 from instantvision.pipeline.config import Mix, Settings, Size
 from instantvision.pipeline.control import Control, Show
 from instantvision.pipeline.errors import ConfigError, ObsError, UnknownPreset
@@ -129,6 +129,27 @@ def test_the_beginning_of_a_transition_is_enough(
     # Its end says the same once more, and does not undo what the user has chosen since.
     client.fire("CurrentProgramSceneChanged", sceneName="Break")
     assert str(control.state.settings.mix) == "oil"
+
+
+def test_an_obs_that_has_not_yet_noticed_its_own_transition_is_asked_again(
+    client: FakeClient, control: Control, controller: ObsController
+) -> None:
+    asked: list[str] = []
+
+    def before_request(name: str) -> None:
+        asked.append(name)
+        if asked.count("GetCurrentProgramScene") == 2:
+            client.scene = "Break"
+
+    client.before_request = before_request
+    client.fire("SceneTransitionStarted", transitionName="Fade")
+    assert str(control.state.settings.mix) == "ink"
+    assert asked.count("GetCurrentProgramScene") == 2
+
+    # A transition from a scene to itself is no reason to ask for ever.
+    asked.clear()
+    client.fire("SceneTransitionStarted", transitionName="Fade")
+    assert asked.count("GetCurrentProgramScene") == len(ASK_AFTER_S)
 
 
 def test_the_scene_of_the_first_connection_counts(client: FakeClient, control: Control) -> None:

@@ -520,6 +520,62 @@ def test_the_last_look_stays_while_the_engine_rests() -> None:
     assert submitted[0] == submitted[1]
 
 
+@pytest.mark.parametrize("show", ["last-look", "freeze", "slate"])
+def test_what_needs_no_engine_survives_its_loss_until_the_effect_is_wanted(
+    show: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench, shown, lost = Bench(), threading.Event(), threading.Event()
+    after = itertools.count()
+
+    def on_submit(number: int) -> None:
+        if number == 3:
+            assert shown.wait(LONG_S)
+            # In the middle of a picture, as a driver fails.
+            bench.control.apply({"show": show}, by="dock")
+            lost.set()
+            raise EngineError("the device fell off the bus")
+
+    def on_send(frame: Frame) -> None:
+        if is_stylised(frame):
+            shown.set()
+        if lost.is_set() and next(after) == 60:
+            bench.control.apply({"show": "effect"}, by="dock")
+
+    bench.engine, bench.sink = FakeEngine(on_submit), FakeSink(on_send)
+    with pytest.raises(EngineError, match="fell off the bus"), caplog.at_level(logging.ERROR):
+        bench.run()
+    kept = bench.sink.frames[-58:-1]
+    if show == "slate":
+        assert {frame.origin for frame in kept} == {Origin.SLATE}
+    else:
+        assert len({id(frame) for frame in kept[:50]}) == 1
+        assert is_stylised(kept[0])
+    assert bench.origins[-1] is Origin.SLATE
+    assert caplog.text.count("the engine is lost (the device fell off the bus)") == 1
+
+
+def test_a_run_without_an_engine_still_ends_with_its_source() -> None:
+    taken = threading.Event()
+
+    def frames() -> Iterator[Frame | None]:
+        for index in range(300):
+            taken.wait(0.005)
+            yield raw_frame(index)
+
+    bench = Bench(source=FakeSource(frames()))
+
+    def on_submit(number: int) -> None:
+        bench.control.apply({"panic": True}, by="cli")
+        raise EngineError("gone")
+
+    bench.engine = FakeEngine(on_submit)
+    with pytest.raises(EngineError, match="gone"):
+        bench.run()
+    assert bench.sink.frames[-1].origin is Origin.SLATE
+    # It went on for as long as the source did, not for the whole time of the run.
+    assert 50 < len(bench.sink.frames) < LONG_S * FAST.fps
+
+
 def test_the_camera_on_the_users_word_only() -> None:
     bench = Bench()
 

@@ -1,12 +1,14 @@
 """A control server on a free port, around a real Control and pictures made up for the test."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from instantvision.integrations.obs_controller import ObsState
 from instantvision.pipeline.config import Settings
 from instantvision.pipeline.control import Control
 from instantvision.pipeline.meter import LiveStats, Meter, Surroundings
@@ -38,6 +40,7 @@ class Running:
     control: Control
     preview: FakePreview
     server: ControlServer
+    obs: ObsState | None = None
 
     @property
     def base(self) -> str:
@@ -59,8 +62,13 @@ def live_stats(control: Control) -> LiveStats:
     return meter.stats(2.0, around)
 
 
-def start_server(control: Control, preview: FakePreview, port: int = 0) -> ControlServer:
-    server = ControlServer(control, preview, port=port, token=TOKEN)
+def start_server(
+    control: Control,
+    preview: FakePreview,
+    port: int = 0,
+    obs: Callable[[], dict[str, Any] | None] = lambda: None,
+) -> ControlServer:
+    server = ControlServer(control, preview, port=port, token=TOKEN, obs=obs)
     server.start()
     server.offer_stats(live_stats(control))
     return server
@@ -69,6 +77,7 @@ def start_server(control: Control, preview: FakePreview, port: int = 0) -> Contr
 @pytest.fixture
 def running() -> Iterator[Running]:
     control, preview = Control(Settings()), FakePreview()
-    found = Running(control, preview, start_server(control, preview))
+    server = start_server(control, preview, obs=lambda: found.obs and found.obs.to_json())
+    found = Running(control, preview, server)
     yield found
     found.server.close()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from instantvision.integrations.obs_controller import ObsState
 from tests.plugin.conftest import Running, start_server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -104,6 +105,22 @@ def test_changes_from_elsewhere_are_shown(page: "sync_api.Page", running: Runnin
     assert page.text_content("#look-name") == "Neon + Wave"
     assert page.input_value("#second") == "wave"
     assert page.input_value("#strength") == "0.4"
+
+
+def test_obs_is_shown_where_it_is_followed(page: "sync_api.Page", running: Running) -> None:
+    opened(page, running)
+    assert not page.locator("#obs").is_visible()
+    running.obs = ObsState(connected=True, status="connected", scene="Talk", streaming=True)
+    page.wait_for_selector("#obs:visible")
+    assert page.text_content("#obs span") == "Talk"
+    assert [page.locator(name).is_visible() for name in ("#streaming", "#recording")] == [True, False]
+    running.obs = ObsState(connected=True, status="connected", scene="Break", recording=True)
+    page.wait_for_selector("#recording:visible")
+    assert [page.locator(name).is_visible() for name in ("#streaming", "#recording")] == [False, True]
+    # As of the last time it was connected, which nobody should take for now.
+    running.obs = ObsState(status="no OBS at 127.0.0.1:4455", scene="Break", recording=True)
+    page.wait_for_selector("#recording", state="hidden")
+    assert page.text_content("#obs span") == "no OBS at 127.0.0.1:4455"
 
 
 def test_a_wrong_token_is_told(page: "sync_api.Page", running: Running) -> None:

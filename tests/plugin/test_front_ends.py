@@ -2,17 +2,20 @@
 
 import json
 import logging
+import threading
 import urllib.request
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from instantvision.integrations.obs_controller import ObsState
 from instantvision.pipeline.config import Settings, Size
 from instantvision.pipeline.control import Control
 from instantvision.pipeline.errors import ConfigError
 from instantvision.pipeline.preview import Preview
 from instantvision.plugin import control_file
-from instantvision.plugin.front_ends import FrontEnds, open_front_ends, parse_scenes
+from instantvision.plugin.front_ends import FrontEnds, Run, obs_words, open_front_ends, parse_scenes
 from tests.plugin.conftest import live_stats
 
 
@@ -22,15 +25,33 @@ def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@dataclass
+class FakeBoard:
+    """Notes what it is told."""
+
+    told: list[str] = field(default_factory=list)
+    said: list[tuple[str, str]] = field(default_factory=list)
+
+    def say(self, subject: str, words: str) -> None:
+        self.said.append((subject, words))
+
+    def tell(self, words: str) -> None:
+        self.told.append(words)
+
+
+def run(control: Control) -> Run:
+    return Run(control=control, preview=Preview(), stop=threading.Event())
+
+
 def test_the_dock_is_announced_found_and_closed(state_folder: Path) -> None:
-    control, said = Control(Settings(size=Size(64, 64))), list[str]()
-    with open_front_ends(FrontEnds(port=0), control, Preview(), said.append) as tell:
+    control, board = Control(Settings(size=Size(64, 64))), FakeBoard()
+    with open_front_ends(FrontEnds(port=0), run(control), board) as tell:
         found = json.loads((state_folder / "control.json").read_text())
         # A run that fails to start shall say so and nothing else.
-        assert not said
+        assert not board.told
         tell(live_stats(control))
         tell(live_stats(control))
-        assert said == [found["url"]]
+        assert board.told == [f"controls: {found['url']}"]
         request = urllib.request.Request(
             f"http://127.0.0.1:{found['port']}/api/apply",
             data=b'{"strength": 0.25}',
@@ -45,22 +66,52 @@ def test_the_dock_is_announced_found_and_closed(state_folder: Path) -> None:
 def test_a_taken_port_costs_the_dock_and_not_the_show(
     state_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    control, said = Control(Settings(size=Size(64, 64))), list[str]()
-    with open_front_ends(FrontEnds(port=0), control, Preview(), said.append):
+    control, board = Control(Settings(size=Size(64, 64))), FakeBoard()
+    with open_front_ends(FrontEnds(port=0), run(control), board):
         port = json.loads((state_folder / "control.json").read_text())["port"]
         with (
             caplog.at_level(logging.WARNING),
-            open_front_ends(FrontEnds(port=port), control, Preview(), said.append),
+            open_front_ends(FrontEnds(port=port), run(control), board),
         ):
-            assert not said
+            assert not board.told
     assert str(port) in caplog.text
 
 
 def test_without_front_ends_nothing_listens(state_folder: Path) -> None:
-    said = list[str]()
-    with open_front_ends(FrontEnds(port=None), Control(Settings()), Preview(), said.append):
-        assert not said
+    board = FakeBoard()
+    with open_front_ends(FrontEnds(port=None), run(Control(Settings())), board):
+        assert not board.told
         assert not list(state_folder.iterdir())
+
+
+def test_what_is_on_air_instead_of_the_effect_is_said(state_folder: Path) -> None:
+    control, board = Control(Settings()), FakeBoard()
+    with open_front_ends(FrontEnds(port=None), run(control), board):
+        control.apply({"panic": True}, by="obs")
+        control.apply({"panic": False}, by="dock")
+        control.apply({"bypass": True, "consent": True}, by="dock")
+    control.apply({"bypass": False}, by="dock")
+    assert board.said == [
+        ("on air", "THE SLATE IS ON AIR"),
+        ("on air", ""),
+        ("on air", "THE REAL CAMERA IS ON AIR"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (ObsState(connected=False, status="no OBS at 127.0.0.1:4455"), "OBS: no OBS at 127.0.0.1:4455"),
+        (ObsState(connected=True, status="connected"), "OBS: connected"),
+        (ObsState(connected=True, scene="Talk"), "OBS: Talk"),
+        (
+            ObsState(connected=True, scene="Talk", streaming=True, recording=True),
+            "OBS: Talk, streaming, recording",
+        ),
+    ],
+)
+def test_how_obs_does_in_words(state: ObsState, words: str) -> None:
+    assert obs_words(state) == words
 
 
 def test_scenes_are_read_from_pairs() -> None:

@@ -10,6 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from instantvision.integrations.obs_controller import ObsState
 from instantvision.pipeline.config import Settings
 from instantvision.pipeline.control import Control
 from instantvision.pipeline.errors import ConfigError
@@ -212,6 +213,10 @@ def test_the_live_link_pushes_state_and_figures(running: Running) -> None:
         changed = message(socket, "state")
         assert (changed["preset"], changed["changed_by"]) == ("neon", "obs")
         assert message(socket, "stats")["stats"]["recent"]["fps_out"] == pytest.approx(60, rel=0.02)
+        running.obs = ObsState(connected=True, scene="Talk", streaming=True)
+        while (obs := message(socket, "stats")["obs"]) is None:
+            pass
+        assert (obs["scene"], obs["streaming"], obs["recording"]) == ("Talk", True, False)
 
 
 def test_the_live_link_takes_changes(running: Running) -> None:
