@@ -95,7 +95,7 @@ def cross_attention(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def attention_conv_kernel(
     queries,
     keys,
@@ -174,7 +174,7 @@ def attention_conv_kernel(
         tl.store(p_parts + o_part + i_channel[None, :], b_out.to(p_parts.dtype.element_ty), mask=m_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "stride"])
 def cross_attention_kernel(
     p_parts,
     p_norm_weight,

@@ -226,7 +226,7 @@ def _launch(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "rows", "columns"])
 def frame_kernel(
     p_first,
     p_second,
@@ -269,7 +269,9 @@ def frame_kernel(
     tl.store(p_out + o_out, b_x, mask=m_out)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["x_rows", "height", "width", "framed_width", "framed_height", "embedding_stride"]
+)
 def conv3x3_kernel(
     x,
     w,

@@ -98,7 +98,7 @@ def group_norm(
         BORDER=border // 2,
         BLOCK_M=rows,
         BLOCK_C=BLOCK_CHANNELS,
-        BLOCK_TILES=min(128, triton.next_power_of_2(parts[0].shape[1])),
+        BLOCK_TILES=min(128, triton.next_power_of_2(max(part.shape[1] for part in parts))),
         num_warps=WARPS,
         **overlapped(first),
     )
@@ -144,7 +144,7 @@ def _scale_and_shift(
     return table
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions", "rows"])
 def channel_moments_kernel(
     p_x,
     p_moments,
@@ -178,7 +178,7 @@ def channel_moments_kernel(
     tl.store(p_moments + o_moments + C, tl.sum(b_square, 0), mask=m_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_tiles", "second_tiles", "positions", "modulation_stride"])
 def scale_and_shift_kernel(
     p_first_moments,
     p_second_moments,
@@ -240,7 +240,7 @@ def scale_and_shift_kernel(
     tl.store(p_table + o_table + FIRST + SECOND, shift, mask=m_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_tiles", "second_tiles", "height", "width", "modulation_stride"])
 def group_norm_kernel(
     p_first,
     p_second,

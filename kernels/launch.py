@@ -97,14 +97,15 @@ def prefetches(weight: Tensor, grid: Grid, warps: int) -> int:
 def _signature(kernel: Any, grid: Grid, args: tuple[Any, ...], meta: dict[str, Any]) -> Hashable:
     """Launches of one signature share their machine code, as far as Triton specialises on arguments."""
     del grid
-    return kernel, tuple(_specialised(arg) for arg in args), tuple(sorted(meta.items()))
+    fixed = [_specialised(arg, parameter) for arg, parameter in zip(args, kernel.params, strict=False)]
+    return kernel, tuple(fixed), tuple(sorted(meta.items()))
 
 
-def _specialised(arg: Any) -> Hashable:
+def _specialised(arg: Any, parameter: Any) -> Hashable:
     if isinstance(arg, TensorDescriptor):
         return arg.base.dtype, tuple(arg.block_shape)
     if isinstance(arg, Tensor):
         return arg.dtype, arg.data_ptr() % 16 == 0
-    if isinstance(arg, int):
+    if isinstance(arg, int) and not parameter.do_not_specialize:
         return arg == 1, arg % 16 == 0
     return type(arg).__name__

@@ -119,7 +119,7 @@ def _blocks(tokens: int, features: int) -> tuple[int, int, int, int, int]:
     return 64, 32, 128, 4, 5
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "tiles"])
 def norm_linear_kernel(
     p_x,
     p_norm_weight,
@@ -201,7 +201,7 @@ def norm_linear_kernel(
     tl.store(p_out + o_token * N + i_feature[None, :], b_out.to(p_out.dtype.element_ty), mask=m_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "rows"])
 def linear_kernel(
     first,
     second,

@@ -85,7 +85,7 @@ def _resample(
     return out, normalised
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def rms_norm_silu_kernel(
     p_x,
     p_weight,
@@ -121,7 +121,7 @@ def rms_norm_silu_kernel(
     tl.store(p_out + o_out, b_x.to(p_out.dtype.element_ty), mask=m_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def space_to_depth_add_kernel(
     p_convolved,
     p_framed,
@@ -190,7 +190,7 @@ def space_to_depth_add_kernel(
     tl.store(p_normalised + o_out, b_out.to(p_out.dtype.element_ty), mask=m_out)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width"])
 def depth_to_space_add_kernel(
     p_projected,
     p_x,

@@ -5,6 +5,8 @@ Knows nothing of streams and events (graphs.py) or of a frame's arithmetic (fram
 
 import logging
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -25,6 +27,16 @@ log = logging.getLogger(__name__)
 GraphKey: TypeAlias = tuple[Size, bool, tuple[torch.Size, ...]]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Settings whose graph is being recorded, and what it is made with."""
+
+    key: GraphKey
+    inputs: FrameInputs
+    settings: Settings
+    recorded: Future[RecordedFrame | None]
+
+
 class CudaRunner:
     """Queues frames on a GPU; implements Runner.
 
@@ -37,23 +49,56 @@ class CudaRunner:
         self._streams = Streams(model.device)
         self._recorded: OrderedDict[GraphKey, RecordedFrame] = OrderedDict()
         self._count = 0
-        self.use(settings)
+        self._recorder = ThreadPoolExecutor(1, "recorder") if options.in_background else None
+        self._wanted: Wanted | None = None
+        self._change(settings, wait=True)
+
+    def use(self, settings: Settings) -> None:
+        self._change(settings, wait=self._recorder is None)
 
     @torch.inference_mode()
-    def use(self, settings: Settings) -> None:
+    def _change(self, settings: Settings, *, wait: bool) -> None:
         with torch.cuda.stream(self._streams.compute):
             inputs = frame_inputs(self._model, settings)
-            key = (settings.size, settings.mirror, inputs.shapes)
-            recorded = self._recorded.get(key)
-            if recorded is None:
-                recorded = self._record(key, inputs, settings)
-            else:
-                self._recorded.move_to_end(key)
-                recorded.inputs.copy_(inputs)
-        self._current, self._settings = recorded, settings
+        key = (settings.size, settings.mirror, inputs.shapes)
+        if key in self._recorded:
+            self._wanted = None
+            self._switch(key, inputs, settings)
+        elif wait or self._recorder is None:
+            self._record(key, inputs, settings)
+            self._switch(key, inputs, settings)
+        elif self._wanted and self._wanted.key == key:
+            self._wanted = replace(self._wanted, inputs=inputs, settings=settings)
+        else:
+            # One after the other: what is no longer wanted when it is ready is dropped.
+            recorded = self._recorder.submit(self._try_recording, inputs, settings)
+            self._wanted = Wanted(key, inputs, settings, recorded)
+
+    @torch.inference_mode()
+    def _switch(self, key: GraphKey, inputs: FrameInputs, settings: Settings) -> None:
+        """Use a recorded graph from the next frame on."""
+        self._recorded.move_to_end(key)
+        self._current, self._settings = self._recorded[key], settings
+        with torch.cuda.stream(self._streams.compute):
+            self._current.inputs.copy_(inputs)
+
+    def _adopt(self) -> None:
+        """Switch to the graph that was recorded in the background, if it is ready."""
+        wanted = self._wanted
+        if wanted is None or not wanted.recorded.done():
+            return
+        self._wanted = None
+        recorded = wanted.recorded.result()
+        if recorded is None:
+            log.warning("%s", out_of_memory(wanted.settings.size, self._model.device))
+            return
+        self._forget_graphs(keep=max(1, self._graphs_kept))
+        self._recorded[wanted.key] = recorded
+        self._switch(wanted.key, wanted.inputs, wanted.settings)
 
     @torch.inference_mode()
     def submit(self, pixels: Pixels) -> Pending:
+        self._adopt()
         # The engine let the frame before the last one finish, whose slot this is.
         slot = self._current.slots[self._count % IN_FLIGHT_MAX]
         fit(pixels, self._settings.size, self._settings.fit, out=slot.host_in.numpy())
@@ -62,10 +107,13 @@ class CudaRunner:
         return Pending(slot.finish)
 
     def close(self) -> None:
+        if self._recorder is not None:
+            self._recorder.shutdown(cancel_futures=True)
+        self._wanted = None
         del self._current
         self._forget_graphs(keep=0)
 
-    def _record(self, key: GraphKey, inputs: FrameInputs, settings: Settings) -> RecordedFrame:
+    def _record(self, key: GraphKey, inputs: FrameInputs, settings: Settings) -> None:
         """Record a graph for new shapes while the caller waits; the graph in use stays whatever happens."""
         log.info("recording the frame at %s with %d steps", settings.size, inputs.steps)
         self._forget_graphs(keep=max(1, self._graphs_kept))
@@ -77,20 +125,23 @@ class CudaRunner:
         if recorded is None:
             raise out_of_memory(settings.size, self._model.device)
         self._recorded[key] = recorded
-        return recorded
 
+    @torch.inference_mode()
     def _try_recording(self, inputs: FrameInputs, settings: Settings) -> RecordedFrame | None:
         """None if memory does not suffice; what the try had taken is free again then."""
+        self._streams.recording.wait_stream(self._streams.compute)
 
         def call(pixels: Tensor, static: FrameInputs, out: Tensor) -> Tensor:
             return self._frame_pass(pixels, static, mirror=settings.mirror, out=out)
 
         try:
-            return RecordedFrame(call, inputs, settings.size, self._streams, self._model.device)
+            recorded = RecordedFrame(call, inputs, settings.size, self._streams, self._model.device)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return None
+        self._streams.recording.synchronize()
+        return recorded
 
     def _forget_graphs(self, *, keep: int) -> None:
         """Drop the graphs that were used longest ago, and give their memory back. The newest is the one in use."""

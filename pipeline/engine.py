@@ -47,7 +47,7 @@ class Engine:
         """Change the settings from the next `submit` on; frames on their way keep theirs.
 
         Preset, strength and seed are changed by writing a few small buffers. A new size or number of steps records a
-        new graph on a GPU, which takes as long as compiling for it.
+        new graph on a GPU: the call waits for it, or, with `options.in_background`, frames keep their size meanwhile.
 
         Raises:
             UnknownPreset, EngineError: as the constructor; the settings before stay in use.

@@ -29,7 +29,7 @@ def capture(call: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda
 
     Args:
         call: reads and writes tensors that outlive the graph; called a few times before it is recorded.
-        stream: not the default one; replay on it.
+        stream: not the default one, and nobody else's meanwhile.
 
     Raises:
         torch.OutOfMemoryError: the GPU's memory does not suffice.
@@ -94,6 +94,8 @@ class Streams:
 
     def __init__(self, device: torch.device) -> None:
         self.upload, self.compute, self.download = (torch.cuda.Stream(device) for _ in range(3))
+        # Of its own, so that frames go on while another size is recorded.
+        self.recording = torch.cuda.Stream(device)
         # The model's weights were put there on the default stream.
         self.compute.wait_stream(torch.cuda.default_stream(device))
 
@@ -117,13 +119,14 @@ class RecordedFrame:
         streams: Streams,
         device: torch.device,
     ) -> None:
-        self.inputs = inputs.clone()
+        with torch.cuda.stream(streams.recording):
+            self.inputs = inputs.clone()
         # A graph has one fixed input and output: copies on the device, 2 µs at 1024x1024, connect them with the slots.
         self._pixels = torch.zeros((size.height, size.width, 3), dtype=torch.uint8, device=device)
         self._output = torch.empty_like(self._pixels)
         self.slots = tuple(Slot(size, device) for _ in range(IN_FLIGHT_MAX))
         self._streams = streams
-        self._graph = capture(lambda: call(self._pixels, self.inputs, self._output), streams.compute)
+        self._graph = capture(lambda: call(self._pixels, self.inputs, self._output), streams.recording)
 
     def launch(self, slot: Slot) -> None:
         """Queue the frame in a slot's `host_in`; returns at once."""

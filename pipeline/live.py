@@ -88,7 +88,7 @@ def live(job: LiveJob, on_stats: OnStats, controls: Controls = no_controls) -> L
     # Built for its check alone: the size is known later, and a malformed source is refused before torch is imported.
     parse_source(job.source)
 
-    from instantvision.pipeline.engine import Engine
+    from instantvision.pipeline.engine import Engine, EngineOptions
     from instantvision.pipeline.stages import LiveParts, run_live
     from instantvision.pipeline.start import load_mini
 
@@ -105,7 +105,7 @@ def live(job: LiveJob, on_stats: OnStats, controls: Controls = no_controls) -> L
         parts = LiveParts(
             source=parse_source(job.source, size=settings.size, fps=job.config.fps, loop=job.loop),
             sink=sink,
-            make_engine=lambda: Engine(model, settings),
+            make_engine=lambda: Engine(model, settings, EngineOptions(in_background=True)),
             control=control,
             on_stats=tell,
             preview=preview,

@@ -28,9 +28,12 @@ class EngineOptions:
     Args:
         graphs_kept: recorded CUDA graphs, each with its memory, kept for a return to their size when another is
             recorded; at least 1, the one in use.
+        in_background: record a graph for a new size while the one in use goes on serving; until it is ready, frames
+            keep the size they had. Otherwise the change of settings waits for it.
     """
 
     graphs_kept: int = 2
+    in_background: bool = False
 
 
 class Pending:

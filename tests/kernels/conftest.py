@@ -55,6 +55,8 @@ def _interpreted_layers() -> SimpleNamespace:
 def interpreted() -> Iterator[Bench]:
     interpreter = pytest.importorskip("triton.runtime.interpreter")
     patch_tensor = interpreter._patch_lang_tensor
+    # Looks at Triton's own functions when it is imported, which the interpreter would do while they are exchanged.
+    importlib.import_module("triton.experimental.gluon")
 
     def patch_tensor_and_index(tensor: Any, scope: Any) -> None:
         # A loop's bound is an array of one element, which NumPy from 2.4 on does not take for a number.

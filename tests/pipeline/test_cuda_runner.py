@@ -1,6 +1,7 @@
 """Which graphs are recorded, kept and given up: with recordings that only take notes, and on a real GPU."""
 
 import contextlib
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from instantvision.pipeline.config import Mix, Settings, Size
 from instantvision.pipeline.cuda_runner import CudaRunner, is_out_of_memory, next_smaller
 from instantvision.pipeline.engine import Engine, EngineOptions
 from instantvision.pipeline.errors import EngineError
+from instantvision.pipeline.frame_pass import frame_inputs
 
 SETTINGS = Settings(size=Size(64, 64), steps=2)
 SIZES = [Size(side, 64) for side in (64, 80, 96, 112, 128)]
@@ -44,7 +46,8 @@ class Recording:
 def recordings(monkeypatch):
     recordings = Recordings()
     monkeypatch.setattr(cuda_runner, "RecordedFrame", recordings)
-    monkeypatch.setattr(cuda_runner, "Streams", lambda device: SimpleNamespace(compute=None))
+    idle = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
+    monkeypatch.setattr(cuda_runner, "Streams", lambda device: SimpleNamespace(compute=None, recording=idle))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda *device: None)
@@ -119,6 +122,66 @@ def test_another_error_is_not_taken_for_full_memory(recordings, toy_model, monke
         CudaRunner(toy_model, SETTINGS, EngineOptions())
 
 
+@pytest.fixture
+def held(recordings, monkeypatch):
+    """Recordings after the first wait until this event is set."""
+    go = threading.Event()
+
+    def recorded(call, inputs, size, streams, device):
+        if recordings.made:
+            assert go.wait(10)
+        return recordings(call, inputs, size, streams, device)
+
+    monkeypatch.setattr(cuda_runner, "RecordedFrame", recorded)
+    return go
+
+
+def ready(runner):
+    runner._wanted.recorded.result(10)
+    runner._adopt()
+
+
+def test_the_old_size_serves_while_a_new_one_is_recorded(recordings, toy_model, held):
+    runner = CudaRunner(toy_model, at(SIZES[0]), EngineOptions(in_background=True))
+    runner.use(at(SIZES[1]))
+    runner._adopt()
+    assert runner._current.size == runner._settings.size == SIZES[0]
+    # What changes meanwhile comes with the new size.
+    runner.use(replace(at(SIZES[1]), seed=5))
+    held.set()
+    ready(runner)
+    assert runner._current.size == SIZES[1]
+    assert runner._settings.seed == 5
+    expected = frame_inputs(toy_model, replace(at(SIZES[1]), seed=5)).noise
+    assert torch.equal(runner._current.inputs.noise, expected)
+    assert recordings.made == [SIZES[0], SIZES[1]]
+    runner.close()
+
+
+def test_the_size_wanted_last_wins(recordings, toy_model, held):
+    runner = CudaRunner(toy_model, at(SIZES[0]), EngineOptions(in_background=True))
+    runner.use(at(SIZES[1]))
+    runner.use(at(SIZES[2]))
+    held.set()
+    ready(runner)
+    assert runner._current.size == SIZES[2]
+    runner.use(at(SIZES[3]))
+    runner.use(at(SIZES[0]))
+    assert runner._current.size == SIZES[0]
+    assert runner._wanted is None
+    runner.close()
+
+
+def test_a_size_that_does_not_fit_leaves_the_old_one(recordings, toy_model, caplog):
+    runner = CudaRunner(toy_model, at(SIZES[0]), EngineOptions(in_background=True))
+    recordings.fits = lambda size, alive: False
+    runner.use(at(Size(1024, 1024)))
+    ready(runner)
+    assert runner._current.size == SIZES[0]
+    assert "too little free memory for 1024x1024: pass --size 768x768" in caplog.text
+    runner.close()
+
+
 def test_closing_gives_up_every_graph(recordings, toy_model):
     runner = CudaRunner(toy_model, SETTINGS, EngineOptions())
     runner.use(at(SIZES[1]))
@@ -150,6 +213,20 @@ def test_every_size_on_a_gpu(toy_model_on_gpu):
         engine.update(at(size))
         assert engine.stylise(picture).shape == (size.height, size.width, 3)
     assert np.array_equal(engine.stylise(picture), first)
+    engine.close()
+
+
+@pytest.mark.gpu
+def test_sizes_change_in_the_background_on_a_gpu(toy_model_on_gpu):
+    engine = Engine(toy_model_on_gpu, SETTINGS, EngineOptions(in_background=True))
+    picture = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
+    expected = Engine(toy_model_on_gpu, at(SIZES[1])).stylise(picture)
+    engine.update(at(SIZES[1]))
+    for _ in range(10_000):
+        result = engine.stylise(picture)
+        if result.shape[:2] != (64, 64):
+            break
+    assert np.array_equal(result, expected)
     engine.close()
 
 
