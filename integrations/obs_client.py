@@ -56,6 +56,7 @@ class ObsClient:
         self._session: ObsSession | None = None
         self._status = "not connected yet"
         self._threads: list[threading.Thread] = []
+        self._beginning = threading.Lock()
 
     @property
     def status(self) -> str:
@@ -124,16 +125,20 @@ class ObsClient:
         if session := self._session:
             session.disconnect()
         self._events.close()
-        for thread in self._threads:
+        # The first thread may close before the second has been started.
+        with self._beginning:
+            threads = tuple(self._threads)
+        for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(JOIN_S)
 
     def _begin(self, session: ObsSession | None) -> None:
-        for name, work in (("obs", lambda: self._run(session)), ("obs-events", self._events.run)):
-            # Daemons: a host that swallows packets holds a connecting thread for the whole time-out.
-            thread = threading.Thread(target=work, name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        with self._beginning:
+            for name, work in (("obs", lambda: self._run(session)), ("obs-events", self._events.run)):
+                # Daemons: a host that swallows packets holds a connecting thread for the whole time-out.
+                thread = threading.Thread(target=work, name=name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
 
     def _run(self, session: ObsSession | None) -> None:
         wait_s = FIRST_WAIT_S

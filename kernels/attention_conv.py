@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instantvision.kernels import reference_layers as reference
-from instantvision.kernels.launch import launch, matrix, overlapped, uses_descriptors
+from instantvision.kernels.launch import launch, matrix, overlapped, shared_memory, uses_descriptors
 
 # Queries and keys a step, warps and pipeline stages: measured on an H100.
 BLOCKS = 64, 128, 4, 3
@@ -24,6 +24,8 @@ def attention_conv(qkv: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, 
     batch, tokens, channels = residual.shape
     width = channels // heads
     block_m, block_n, warps, stages = BLOCKS
+    if shared_memory(qkv) < 2 * (block_m + 2 * stages * block_n) * width + 8192:
+        stages = 2
     tiles = triton.cdiv(tokens, block_m)
     parts = residual.new_empty((batch, heads, tokens, channels))
     descriptors = uses_descriptors(qkv)

@@ -15,7 +15,15 @@ import triton.language as tl
 from torch import Tensor
 
 from instantvision.kernels import reference_layers as reference
-from instantvision.kernels.launch import launch, matrix, overlapped, prefetches, uses_descriptors
+from instantvision.kernels.launch import (
+    fit_pipeline,
+    launch,
+    matrix,
+    overlapped,
+    prefetches,
+    shared_memory,
+    uses_descriptors,
+)
 from instantvision.kernels.resample import rms_norm_silu
 
 # Positions by channels a program of `frame` writes.
@@ -81,7 +89,7 @@ def conv3x3(
     # Positions are counted along framed lines, so that a tile is a run of rows; those past a line's end are dropped.
     positions = (height - 1) * framed.shape[3] + width
     depth = math.gcd(framed.shape[1], *(source.shape[1] for source in (shortcut or ((),))[0]))
-    blocks = _blocks(positions * len(framed), len(weight), depth)
+    blocks = _blocks(positions * len(framed), len(weight), depth).fitted(shared_memory(framed))
     tiles = triton.cdiv(positions, blocks.rows)
     parts = framed.new_empty((len(framed), tiles, 2, len(weight)), dtype=torch.float32) if moments else None
     _launch(
@@ -111,6 +119,7 @@ def conv3x3_rms(
     normalised = reference.picture_buffer(framed, features, framed_height, framed_width)
     columns = triton.next_power_of_2(features)
     blocks = Blocks(128, columns, _depth(framed.shape[1]), 8 if columns > 128 else 4, 3)
+    blocks = blocks.fitted(shared_memory(framed))
     tiles = triton.cdiv((height - 1) * framed_width + width, blocks.rows)
     _launch(
         framed, weight, bias, out, normalised, blocks, tiles, height, width, stride=1, embedding=None,
@@ -127,6 +136,11 @@ class Blocks(NamedTuple):
     depth: int
     warps: int
     stages: int
+
+    def fitted(self, shared: int) -> "Blocks":
+        """The same tile within `shared` bytes of shared memory."""
+        depth, stages = fit_pipeline(self.rows, self.columns, self.depth, self.stages, shared)
+        return self._replace(depth=depth, stages=stages)
 
 
 def _depth(channels: int) -> int:

@@ -57,13 +57,17 @@ def compile_kernels(call: Callable[[], object]) -> int:
     finally:
         _notes.kept = None
     different = {_signature(*entry): entry for entry in kept}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done in [
-            pool.submit(kernel.warmup, *args, grid=grid, **meta)
-            for kernel, grid, args, meta in different.values()
-        ]:
+    device = torch.cuda.current_device()
+    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.cuda.set_device, initargs=(device,)) as pool:
+        for done in [pool.submit(_compile, *entry) for entry in different.values()]:
             done.result()
     return len(different)
+
+
+def _compile(kernel: Any, grid: Grid, args: tuple[Any, ...], meta: dict[str, Any]) -> None:
+    compiled = kernel.warmup(*args, grid=grid, **meta)
+    # Asking for the launcher builds it, for which Triton calls a C compiler.
+    _ = compiled.run
 
 
 @functools.cache
@@ -75,6 +79,36 @@ def hopper(device: torch.device) -> bool:
 def uses_descriptors(tensor: Tensor) -> bool:
     """Whether tiles of this tensor's device are fetched through descriptors; the interpreter can, too."""
     return tensor.device.type == "cpu" or hopper(tensor.device)
+
+
+def shared_memory(tensor: Tensor) -> int:
+    """Bytes of shared memory that a program may have on a tensor's device; a CPU passes for a Hopper GPU."""
+    return _shared_memory(tensor.device)
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 227 * 1024
+    properties = torch.cuda.get_device_properties(device)
+    # torch's type hints leave this one out.
+    return int(properties.shared_memory_per_block_optin)  # type: ignore[attr-defined]
+
+
+def fit_pipeline(rows: int, columns: int, depth: int, stages: int, shared: int) -> tuple[int, int]:
+    """Depth of a step and pipeline stages of a matrix product whose tiles fit into shared memory.
+
+    Args:
+        rows, columns: of the result's tile, in 16-bit numbers.
+        depth, stages: as measured to be best where memory suffices.
+        shared: bytes that a program may have; some are left for sums across warps.
+    """
+    while stages * (rows + columns) * depth * 2 > shared - 8192:
+        if depth > 64 or stages <= 2:
+            depth //= 2
+        else:
+            stages -= 1
+    return depth, stages
 
 
 def matrix(tensor: Tensor, block: tuple[int, int], descriptor: bool) -> Any:

@@ -9,10 +9,15 @@ import triton.language as tl
 from torch import Tensor
 
 from instantvision.kernels import reference_layers as reference
-from instantvision.kernels.launch import launch, matrix, overlapped, prefetches, uses_descriptors
-
-# Tokens and features a program and its warps, plain, gated and over groups: measured on an H100.
-NORM_BLOCKS = (64, 64, 4), (64, 128, 8), (64, 64, 4)
+from instantvision.kernels.launch import (
+    fit_pipeline,
+    launch,
+    matrix,
+    overlapped,
+    prefetches,
+    shared_memory,
+    uses_descriptors,
+)
 
 
 def norm_linear(
@@ -32,7 +37,7 @@ def norm_linear(
     batch, tokens, channels = x.shape
     features = len(weight) // (2 if gated else 1)
     out = x.new_empty((batch, tokens, features), dtype=weight.dtype)
-    block_m, block_n, warps = NORM_BLOCKS[2 if groups else int(gated)]
+    block_m, block_n, warps = norm_blocks(channels, gated, groups > 0, shared_memory(x))
     grid = (triton.cdiv(features, block_n), triton.cdiv(tokens, block_m), batch)
     launch(
         norm_linear_kernel,
@@ -76,6 +81,7 @@ def linear(
     features = len(weight)
     block_m, block_n, block_k, warps, stages = _blocks(batch * tokens, features)
     block_k = next(k for k in (block_k, 64, 32, 16) if all(source.shape[2] % k == 0 for source in sources))
+    block_k, stages = fit_pipeline(block_m, block_n, block_k, stages, shared_memory(first))
     tiles = triton.cdiv(tokens, block_m)
     out = first.new_empty((batch, tokens, features))
     parts = first.new_empty((batch, tiles, 2, features), dtype=torch.float32) if moments else None
@@ -110,6 +116,15 @@ def linear(
         **overlapped(first),
     )
     return out, parts
+
+
+def norm_blocks(channels: int, gated: bool, grouped: bool, shared: int) -> tuple[int, int, int]:
+    """Tokens and features a program of `norm_linear`, and its warps: measured on an H100, within shared memory."""
+    rows, columns, warps = (64, 64, 4) if grouped or not gated else (64, 128, 8)
+    line = 2 * triton.next_power_of_2(channels)
+    while columns > 16 and (rows + columns * (2 if gated else 1)) * line > shared - 8192:
+        columns //= 2
+    return rows, columns, warps
 
 
 def _blocks(tokens: int, features: int) -> tuple[int, int, int, int, int]:
