@@ -17,7 +17,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 import torch._dynamo
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor
 
 from instantvision.pipeline.device import choose_device
 from instantvision.pipeline.engine import EngineOptions
@@ -99,10 +101,13 @@ class Bench:
         with ExitStack() as closing:
             for name in ("ours", "eager"):
                 methods[name] = self._build(name, work, entry, closing)
-            entry["comparison"] = self._compare(work, methods)
+            expected = self._expected(work)
+            entry["comparison"] = compare(methods, expected)
             if "compiled" in work.methods and self._options.compile_mode:
-                remaining_s = end_s - time.perf_counter()
-                self._try_compiled(work, entry, methods, closing, remaining_s * COMPILE_SHARE)
+                compile_s = COMPILE_SHARE * (end_s - time.perf_counter())
+                if compiled := self._try_compiled(work, entry, closing, compile_s):
+                    methods["compiled"] = compiled
+                    entry["comparison"]["compiled"] = relative_error(compiled.output(), expected)
             entrants = [method.entrant for name, method in methods.items() if name in work.methods]
             with energy_counter(self._options.device) as counter:
                 for name, figures in take_turns(entrants, self._options.plan, counter).items():
@@ -131,52 +136,51 @@ class Bench:
         self._compiled = self._compiled or PeerParts(self._peer, self._options.compile_mode)
         return self._compiled
 
-    def _compare(self, work: Work, methods: dict[str, Method]) -> dict[str, float]:
-        """Relative errors to float32; what was measured in float32 is compared with itself."""
+    def _expected(self, work: Work) -> Tensor:
+        """diffusers' result in float32, all of it."""
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
         try:
             model = DiffusersModel(self._subject.ours, self._subject.weights, torch.float32)
-            expected = theirs("eager", PeerParts(model, None), work).output()
+            return theirs("eager", PeerParts(model, None), work).output()
         finally:
             torch.set_float32_matmul_precision(before[0])
             torch.backends.cudnn.allow_tf32 = before[1]
-        errors = {name: relative_error(method.output(), expected) for name, method in methods.items()}
-        limit = max(ERROR_FLOOR, ERROR_RATIO_MAX * errors["eager"])
-        told = ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
-        print(f"  relative error to diffusers in float32: {told}, limit for ours {limit:.2e}", flush=True)
-        # Written so that NaN is refused.
-        if not errors["ours"] <= limit:
-            raise Refused(f"relative errors to float32 are {told}, expected at most {limit:.2e} of ours")
-        return errors | {"limit": limit}
 
     def _try_compiled(
-        self,
-        work: Work,
-        entry: dict[str, Any],
-        methods: dict[str, Method],
-        closing: ExitStack,
-        seconds: float,
-    ) -> None:
-        """Build the compiled peer, or note why there is none; the others are measured all the same."""
+        self, work: Work, entry: dict[str, Any], closing: ExitStack, seconds: float
+    ) -> Method | None:
+        """The compiled peer, or a note why there is none; the others are measured all the same."""
         try:
             with time_limit(seconds):
-                method = self._build("compiled", work, entry, closing)
-                difference = relative_error(method.output(), methods["eager"].output())
+                return self._build("compiled", work, entry, closing)
         except OutOfTime:
             error = f"not finished: compiling took more than {seconds:.0f} s"
         # Whatever a compiler says about the peer, ours is still to be measured.
         except Exception as failure:  # noqa: BLE001
             error = f"{type(failure).__name__}: {failure}"
-        else:
-            methods["compiled"] = method
-            entry["methods"]["compiled"]["relative_error_to_eager"] = difference
-            return
         print(f"  compiled: {error.splitlines()[0]}", flush=True)
         entry["methods"]["compiled"] = {"error": error}
         self._compiled = None
         torch._dynamo.reset()
+        return None
+
+
+def compare(methods: Mapping[str, Method], expected: Tensor) -> dict[str, float]:
+    """The methods' relative errors, and the limit that ours was held to.
+
+    Raises:
+        Refused: ours is beyond it.
+    """
+    errors = {name: relative_error(method.output(), expected) for name, method in methods.items()}
+    limit = max(ERROR_FLOOR, ERROR_RATIO_MAX * errors["eager"])
+    told = ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
+    print(f"  relative error to diffusers in float32: {told}, limit for ours {limit:.2e}", flush=True)
+    # Written so that NaN is refused.
+    if not errors["ours"] <= limit:
+        raise Refused(f"relative errors to float32 are {told}, expected at most {limit:.2e} of ours")
+    return errors | {"limit": limit}
 
 
 def run(groups: Sequence[tuple[Work, ...]], options: Options, path: Path, commit: str | None = None) -> bool:
@@ -263,6 +267,8 @@ def main() -> int:
     args = parser.parse_args()
     if unknown := set(args.work.split(",")) - GROUPS.keys():
         parser.error(f"--work {sorted(unknown)[0]} is none of {', '.join(GROUPS)}")
+    # Warns at every cast of a whole model that no part of it must stay in float32.
+    diffusers_logging.set_verbosity_error()
     choice = choose_device()
     options = Options(
         device=choice.device,
