@@ -20,7 +20,14 @@ from instantvision.pipeline.config import Fit, LiveConfig, Mix, Settings, Size
 from instantvision.pipeline.control import FADE_S, Show
 from instantvision.pipeline.errors import InstantVisionError
 from instantvision.pipeline.presets import settings_for
-from instantvision.pipeline.sizes import BENCH_FRAMES, BENCH_SIDE, DEMO_SIDE, RENDER_SIDE, RUN_SIDE
+from instantvision.pipeline.sizes import (
+    BENCH_FRAMES,
+    BENCH_SIDE,
+    DEMO_SIDE,
+    RENDER_SIDE,
+    RUN_SIDE,
+    bench_sides,
+)
 from instantvision.plugin.front_ends import DEFAULT_PORT, FrontEnds, Run, open_front_ends, parse_scenes
 from instantvision.plugin.obs_commands import app as obs_app
 from instantvision.plugin.preset_commands import app as presets_app
@@ -208,17 +215,30 @@ def bench(
     frames: Annotated[
         int | None, typer.Option(min=2, help="Of each measurement.", show_default=str(BENCH_FRAMES))
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Measure more sizes too, and write a page with plots.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how long a frame takes, stage by stage, and what it costs."""
     settings = settings_for(Mix.parse(preset), size=_size(size), steps=steps)
     from instantvision.pipeline import bench as bench_module
-    from instantvision.pipeline.report import bench_table
+    from instantvision.pipeline import bench_report
+    from instantvision.pipeline.report import bench_table, progress_bar
     from instantvision.pipeline.start import load_mini
 
+    if report:
+        bench_report.prepare_folder(report)
     model, settings = load_mini(settings, None if size else BENCH_SIDE.square_on)
-    report = bench_module.run(model, settings, frames or BENCH_FRAMES.on(model.device.type))
-    typer.echo(_json(report.to_json()) if as_json else bench_table(report))
+    count = frames or BENCH_FRAMES.on(model.device.type)
+    if report:
+        sides = bench_sides(model.device.type)
+        with progress_bar("sizes") as on_progress:
+            figures = bench_report.write_report(report, model, settings, count, sides, on_progress)
+        typer.echo(report / bench_report.PAGE_FILE, err=True)
+    else:
+        figures = bench_module.run(model, settings, count)
+    typer.echo(_json(figures.to_json()) if as_json else bench_table(figures))
 
 
 @app.command()

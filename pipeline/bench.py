@@ -5,10 +5,10 @@ Every figure of the README comes from here. The frames are noise, which no cache
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -39,6 +39,12 @@ class Spread:
     median: float
     p95: float
     p99: float
+
+    @classmethod
+    def of(cls, times_ms: Sequence[float]) -> Self:
+        """The percentiles of at least one duration."""
+        median, p95, p99 = np.percentile(times_ms, (50, 95, 99)).tolist()
+        return cls(median=median, p95=p95, p99=p99)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +175,7 @@ def random_pictures(width: int, height: int) -> list[Pixels]:
 
 def measure_latency(engine: Engine, pictures: list[Pixels], frames: int) -> Spread:
     """Time from submit to result, one frame at a time."""
-    return _spread([_time_ms(partial(engine.stylise, picture)) for picture in _endless(pictures, frames)])
+    return Spread.of([_time_ms(partial(engine.stylise, picture)) for picture in _endless(pictures, frames)])
 
 
 def measure_throughput(
@@ -189,19 +195,20 @@ def measure_throughput(
     elapsed_s = finished_s[-1] - started_s
     energy_after_j = counter.read_j()
     pending.result()
-    energy_j, reason = _energy(energy_before_j, energy_after_j, elapsed_s)
+    energy_j, reason = energy_used(energy_before_j, energy_after_j, elapsed_s)
     return Throughput(
         elapsed_s=elapsed_s,
-        period_ms=_spread((np.diff([started_s, *finished_s]) * 1e3).tolist()),
-        device_ms=_spread(device_ms),
+        period_ms=Spread.of((np.diff([started_s, *finished_s]) * 1e3).tolist()),
+        device_ms=Spread.of(device_ms),
         energy_j=energy_j,
         no_energy_because=counter.reason or reason,
     )
 
 
-def _energy(
+def energy_used(
     before_j: float | None, after_j: float | None, elapsed_s: float
 ) -> tuple[float | None, str | None]:
+    """Joules between two readings of the counter, or None and the reason why that is not known."""
     if before_j is None or after_j is None:
         return None, "the counter gave no value"
     if elapsed_s < ENERGY_MIN_S:
@@ -218,10 +225,10 @@ def measure_stages(
     fits = [
         partial(fit, picture, settings.size, settings.fit, fitted) for picture in _endless(pictures, frames)
     ]
-    spreads = {"fit": _spread([_time_ms(call) for call in fits])}
+    spreads = {"fit": Spread.of([_time_ms(call) for call in fits])}
     if model.device.type == "cpu":
         for name, call in _stage_calls(FramePass(model), settings, fitted).items():
-            spreads[name] = _spread([_time_ms(call) for _ in range(frames)])
+            spreads[name] = Spread.of([_time_ms(call) for _ in range(frames)])
         return spreads
     stream = Streams(model.device).compute
     with torch.cuda.stream(stream):
@@ -269,7 +276,7 @@ def _gpu_spread(call: Callable[[], object], stream: torch.cuda.Stream, frames: i
         mark.record()
     # Everything is queued at once, so the GPU never waits for the host between two marks.
     stream.synchronize()
-    return _spread([before.elapsed_time(after) for before, after in itertools.pairwise(marks)])
+    return Spread.of([before.elapsed_time(after) for before, after in itertools.pairwise(marks)])
 
 
 def _endless(pictures: list[Pixels], frames: int) -> Iterator[Pixels]:
@@ -280,8 +287,3 @@ def _time_ms(call: Callable[[], object]) -> float:
     started_s = time.perf_counter()
     call()
     return (time.perf_counter() - started_s) * 1e3
-
-
-def _spread(times_ms: list[float]) -> Spread:
-    median, p95, p99 = np.percentile(times_ms, (50, 95, 99)).tolist()
-    return Spread(median=median, p95=p95, p99=p99)

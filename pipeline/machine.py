@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import logging
 import platform
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 
 from instantvision import kernels
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,16 @@ def describe_machine(device: torch.device) -> Machine:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class GpuState:
+    """What a GPU's speed depends on at the moment of asking."""
+
+    sm_clock_mhz: int
+    memory_clock_mhz: int
+    temperature_c: int
+    power_limit_w: float
+
+
 class EnergyCounter:
     """The energy a GPU has used since its driver was loaded, in joules; closed after use.
 
@@ -90,6 +103,22 @@ class EnergyCounter:
         if self._nvml is None:
             return None
         return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+
+    def state(self) -> GpuState | None:
+        """Clocks, temperature and power limit now; None without a counter or where the GPU does not tell them."""
+        nvml = self._nvml
+        if nvml is None:
+            return None
+        try:
+            return GpuState(
+                sm_clock_mhz=nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_SM),
+                memory_clock_mhz=nvml.nvmlDeviceGetClockInfo(self._handle, nvml.NVML_CLOCK_MEM),
+                temperature_c=nvml.nvmlDeviceGetTemperature(self._handle, nvml.NVML_TEMPERATURE_GPU),
+                power_limit_w=nvml.nvmlDeviceGetEnforcedPowerLimit(self._handle) / 1e3,
+            )
+        except nvml.NVMLError as error:
+            log.info("the GPU does not tell its clocks (%s)", error)
+            return None
 
     def close(self) -> None:
         """Let go of the driver's library."""

@@ -33,6 +33,22 @@ def cosine_alphas_cumprod(timesteps: int = 1000) -> Tensor:
     return torch.cos(t * (math.pi / 2)).square()
 
 
+def scaled_linear_alphas_cumprod(beta_start: float, beta_end: float, timesteps: int = 1000) -> Tensor:
+    """The schedule Stable Diffusion is trained on: the square roots of beta rise evenly.
+
+    Args:
+        beta_start, beta_end: share of noise added at the first and the last timestep, in (0, 1).
+        timesteps: length of the schedule.
+
+    Returns:
+        [timesteps], float64, strictly falling.
+
+    Source: Rombach et al. 2022 (arXiv 2112.10752), in the released code's schedule; alpha_bar as in Ho et al. 2020.
+    """
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64)
+    return torch.cumprod(1 - roots.square(), dim=0)
+
+
 def log_snr(alphas_cumprod: Tensor) -> Tensor:
     """Logarithm of signal power over noise power, of the input's shape."""
     return torch.logit(alphas_cumprod)

@@ -33,6 +33,14 @@ DEMO_SIDE = PerDevice(gpu=768, cpu=384)
 BENCH_SIDE = PerDevice(gpu=1024, cpu=256)
 # Enough for a 99th percentile on a GPU; a CPU would take minutes for as many.
 BENCH_FRAMES = PerDevice(gpu=300, cpu=10)
+# What the plots of `bench --report` go over: from what any camera gives to more than most screens have.
+BENCH_SIDES_GPU = (512, 768, 1024, 1280, 1536)
+BENCH_SIDES_CPU = (128, 192, 256, 384)
+
+
+def bench_sides(device_type: str) -> tuple[int, ...]:
+    """The squares that a report covers on a device, smallest first, in pixels."""
+    return BENCH_SIDES_CPU if device_type == "cpu" else BENCH_SIDES_GPU
 
 
 def shape_within(width: int, height: int, longest_px: int) -> Size:

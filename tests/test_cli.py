@@ -253,6 +253,17 @@ def test_ctrl_c_ends_a_run_with_a_playable_file_and_its_figures(tmp_path: Path) 
         assert list(made)
 
 
+def test_bench_writes_a_page_beside_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("instantvision.pipeline.sizes.BENCH_SIDES_CPU", (64, 80))
+    monkeypatch.setattr("instantvision.pipeline.sizes.BENCH_SIDES_GPU", (64, 80))
+    folder = tmp_path / "report"
+    result = invoke("bench", *TINY, "--steps", "1", "--frames", "2", "--report", folder, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["size"] == "64x64"
+    assert str(folder / "index.html") in result.stderr
+    assert "80×80" in (folder / "index.html").read_text(encoding="utf-8")
+
+
 def test_ctrl_c_ends_a_render_with_130(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: Engine, pixels: Pixels) -> Any:
         raise KeyboardInterrupt

@@ -13,7 +13,7 @@ WEIGHTS_MAX_BYTES = 32_000_000
 CODE = ("plugin", "pipeline", "kernels", "integrations", "training")
 DATA_SUFFIXES = {
     "plugin": {".py", ".html", ".js", ".css", ".jpg"},
-    "pipeline": {".py", ".toml", ".jpg", ".json", ".safetensors"},
+    "pipeline": {".py", ".html", ".toml", ".jpg", ".json", ".safetensors"},
     "kernels": {".py"},
     "integrations": {".py"},
     "training": {".py", ".md"},

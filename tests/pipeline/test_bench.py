@@ -1,5 +1,6 @@
 """The report of a measurement: complete, consistent, open about what could not be measured. No test looks at speed."""
 
+import functools
 import json
 import sys
 import types
@@ -59,13 +60,13 @@ def test_pictures_are_not_constant_and_always_the_same():
 
 
 def test_energy_of_a_long_enough_run_only():
-    assert bench._energy(10.0, 30.5, 2.0) == (20.5, None)
-    joules, reason = bench._energy(10.0, 30.5, 0.25)
+    assert bench.energy_used(10.0, 30.5, 2.0) == (20.5, None)
+    joules, reason = bench.energy_used(10.0, 30.5, 0.25)
     assert joules is None
     assert reason == "the run took 0.25 s, expected 1 s: measure more frames"
 
 
-def gpu_with_counter(monkeypatch, read):
+def gpu_with_counter(monkeypatch, read, **more):
     class NVMLError(Exception):
         pass
 
@@ -75,6 +76,10 @@ def gpu_with_counter(monkeypatch, read):
         nvmlShutdown=lambda: None,
         nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
         nvmlDeviceGetTotalEnergyConsumption=lambda handle: read(handle, NVMLError),
+        **{name: functools.partial(function, error=NVMLError) for name, function in more.items()},
+        NVML_CLOCK_SM=1,
+        NVML_CLOCK_MEM=2,
+        NVML_TEMPERATURE_GPU=0,
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     properties = types.SimpleNamespace(uuid="1234")
@@ -101,6 +106,29 @@ def test_a_gpu_without_a_counter_is_the_reason(monkeypatch):
     counter = gpu_with_counter(monkeypatch, read)
     assert counter.read_j() is None
     assert counter.reason == "the GPU's energy counter cannot be read (Not Supported)"
+
+
+def test_the_state_of_the_gpu(monkeypatch):
+    def clock(_handle, kind, error):
+        if kind == 3:
+            raise error("Not Supported")
+        return {1: 1980, 2: 2619}[kind]
+
+    counter = gpu_with_counter(
+        monkeypatch,
+        lambda _handle, _error: 0,
+        nvmlDeviceGetClockInfo=clock,
+        nvmlDeviceGetTemperature=lambda _handle, _sensor, error: 41,
+        nvmlDeviceGetEnforcedPowerLimit=lambda _handle, error: 700_000,
+    )
+    expected = machine.GpuState(
+        sm_clock_mhz=1980, memory_clock_mhz=2619, temperature_c=41, power_limit_w=700.0
+    )
+    assert counter.state() == expected
+    sys.modules["pynvml"].NVML_CLOCK_MEM = 3
+    assert counter.state() is None
+    counter.close()
+    assert counter.state() is None
 
 
 def test_a_missing_nvml_is_the_reason(monkeypatch):
