@@ -61,6 +61,7 @@ class StepOps(Protocol):
         noisy: Tensor,
         coefficients: Tensor,
         *,
+        extra: Tensor | None = None,
         out: Tensor | None = None,
         x0_out: Tensor | None = None,
     ) -> Tensor: ...

@@ -72,7 +72,7 @@ def equal_log_snr_timesteps(alphas_cumprod: Tensor, steps: int, strength: float)
     end = min(cleanest, start // 2)
     targets = torch.linspace(float(snr[start]), float(snr[end]), steps + 1, dtype=torch.float64)[:-1]
     nearest = (snr[None, :] - targets[:, None]).abs().argmin(1).tolist()
-    return _strictly_falling(nearest, start)
+    return strictly_falling(nearest, start)
 
 
 def step_coefficients(alphas_cumprod: Tensor, timesteps: list[int], prediction: Prediction) -> Tensor:
@@ -137,8 +137,8 @@ def _usable_range(snr: Tensor) -> tuple[int, int]:
     return cleanest, noisiest
 
 
-def _strictly_falling(timesteps: list[int], start: int) -> list[int]:
-    """Push equal neighbours apart: downwards, then up from zero; `start` is at least len - 1, so there is room."""
+def strictly_falling(timesteps: list[int], start: int) -> list[int]:
+    """Push equal neighbours apart: downwards from `start`, at least len - 1, then up from zero."""
     falling = [start]
     for timestep in timesteps[1:]:
         falling.append(min(timestep, falling[-1] - 1))

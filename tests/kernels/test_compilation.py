@@ -43,12 +43,13 @@ KERNELS = [
         {
             "p_prediction": "LATENT",
             "p_noisy": "LATENT",
+            "p_extra": "LATENT",
             "p_coefficients": "*fp32",
             "p_out": "LATENT",
             "p_x0": "LATENT",
             "count": "i32",
         },
-        {"WRITE_X0": True, "BLOCK": 1024},
+        {"READ_EXTRA": True, "WRITE_X0": True, "BLOCK": 1024},
     ),
 ]
 
