@@ -3,8 +3,8 @@
     backend = kernels.choose(model.device.type)
     latents = backend.step_ops.denoise_step(prediction, latents, coefficients)
 
-`reference` has every operation in plain torch; `frame_ops` and `step_ops` have kernels of the same signatures. Knows
-nothing of models or schedules.
+`reference` and `temporal_reference` have every operation in plain torch; `frame_ops`, `step_ops` and `temporal_ops`
+have kernels of the same signatures. Knows nothing of models or schedules.
 """
 
 import functools
@@ -67,6 +67,18 @@ class StepOps(Protocol):
     ) -> Tensor: ...
 
 
+class TemporalOps(Protocol):
+    """Between a frame and the one before; documented in `temporal_reference`."""
+
+    def motion(self, latents: Tensor, before: Tensor, *, out: Tensor | None = None) -> Tensor: ...
+
+    def gate(self, motion: Tensor, limits: Tensor) -> Tensor: ...
+
+    def spread(self, gate: Tensor) -> Tensor: ...
+
+    def blend(self, kept: Tensor, new: Tensor, share: Tensor, *, out: Tensor | None = None) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Backend:
     """The operations to use on one kind of device, and why these."""
@@ -75,6 +87,7 @@ class Backend:
     reason: str
     frame_ops: FrameOps
     step_ops: StepOps
+    temporal_ops: TemporalOps
 
     def __str__(self) -> str:
         return f"kernels: {self.name}, because {self.reason}"
@@ -139,7 +152,17 @@ def _missing_for_launches() -> str | None:
 
 @functools.cache
 def _load(name: Name, reason: str) -> Backend:
+    modules = (
+        ("reference", "reference", "temporal_reference")
+        if name == "reference"
+        else ("frame_ops", "step_ops", "temporal_ops")
+    )
     # By name, so that a machine without triton never imports it.
-    modules = ("reference", "reference") if name == "reference" else ("frame_ops", "step_ops")
-    frame_ops, step_ops = (importlib.import_module(f"{__name__}.{module}") for module in modules)
-    return Backend(name, reason, cast(FrameOps, frame_ops), cast(StepOps, step_ops))
+    frame_ops, step_ops, temporal_ops = (importlib.import_module(f"{__name__}.{each}") for each in modules)
+    return Backend(
+        name,
+        reason,
+        cast(FrameOps, frame_ops),
+        cast(StepOps, step_ops),
+        cast(TemporalOps, temporal_ops),
+    )

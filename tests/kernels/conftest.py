@@ -17,6 +17,7 @@ class Bench:
 
     frame_ops: ModuleType
     step_ops: ModuleType
+    temporal_ops: ModuleType
     device: str
 
 
@@ -39,13 +40,13 @@ def interpreted() -> Bench:
     pytest.importorskip("triton")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        return Bench(_interpreted("frame_ops"), _interpreted("step_ops"), "cpu")
+        return Bench(*(_interpreted(name) for name in ("frame_ops", "step_ops", "temporal_ops")), "cpu")
 
 
 @pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def bench(request: pytest.FixtureRequest) -> Bench:
     if request.param == "interpreter":
         return request.getfixturevalue("interpreted")
-    from instantvision.kernels import frame_ops, step_ops
+    from instantvision.kernels import frame_ops, step_ops, temporal_ops
 
-    return Bench(frame_ops, step_ops, "cuda")
+    return Bench(frame_ops, step_ops, temporal_ops, "cuda")

@@ -79,7 +79,7 @@ def test_no_gamma_is_ddim():
     expected = step_coefficients(schedule, [900, 400, 100, 0], "epsilon")[:3]
     torch.testing.assert_close(table[:, :4], expected)
     assert not bool(table[:, 4].any())
-    with pytest.raises(ValueError, match="gamma is 1.5"):
+    with pytest.raises(ValueError, match=r"gamma is 1\.5"):
         tcd_coefficients(schedule, [1], "epsilon", gamma=1.5)
 
 
