@@ -13,16 +13,18 @@ from torch import Tensor
 from instantvision.pipeline.config import SIZE_MIN_PX, SIZE_MULTIPLE_PX, Settings, Size
 from instantvision.pipeline.errors import EngineError
 from instantvision.pipeline.fitting import fit
-from instantvision.pipeline.frame_pass import FrameInputs, FramePass, frame_inputs
+from instantvision.pipeline.frame_inputs import FrameInputs, LatentMemory
+from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.frames import Pixels
-from instantvision.pipeline.graphs import RecordedFrame, Streams
+from instantvision.pipeline.graphs import RecordedFrame, Streams, Variant
 from instantvision.pipeline.model import LatentModel
-from instantvision.pipeline.runner import IN_FLIGHT_MAX, EngineOptions, Pending
+from instantvision.pipeline.runner import IN_FLIGHT_MAX, Desk, EngineOptions, Pending
+from instantvision.pipeline.temporal import Work
 
 log = logging.getLogger(__name__)
 
-# Size, mirror, and the shapes of all inputs, which the number of steps is part of.
-GraphKey: TypeAlias = tuple[Size, bool, tuple[torch.Size, ...]]
+# Size, mirror, and of each variant the shapes of all inputs.
+GraphKey: TypeAlias = tuple[Size, bool, tuple[tuple[Variant, tuple[torch.Size, ...]], ...]]
 
 
 class CudaRunner:
@@ -42,51 +44,80 @@ class CudaRunner:
     @torch.inference_mode()
     def use(self, settings: Settings) -> None:
         with torch.cuda.stream(self._streams.compute):
-            inputs = frame_inputs(self._model, settings)
-            key = (settings.size, settings.mirror, inputs.shapes)
+            desk = Desk(self._model, settings)
+            inputs = _variants(desk, settings)
+            key = (settings.size, settings.mirror, tuple((each, inputs[each].shapes) for each in inputs))
             recorded = self._recorded.get(key)
             if recorded is None:
-                recorded = self._record(key, inputs, settings)
+                recorded = self._record(key, inputs, desk, settings)
             else:
                 self._recorded.move_to_end(key)
-                recorded.inputs.copy_(inputs)
-        self._current, self._settings = recorded, settings
+                for variant, values in inputs.items():
+                    recorded.write(variant, values)
+            self._generator = torch.Generator(self._model.device).manual_seed(settings.seed)
+        self._current, self._desk, self._settings = recorded, desk, settings
 
     @torch.inference_mode()
     def submit(self, pixels: Pixels) -> Pending:
         # The engine let the frame before the last one finish, whose slot this is.
         slot = self._current.slots[self._count % IN_FLIGHT_MAX]
-        fit(pixels, self._settings.size, self._settings.fit, out=slot.host_in.numpy())
-        self._current.launch(slot)
+        desk, fitted = self._desk, slot.host_in.numpy()
+        fit(pixels, self._settings.size, self._settings.fit, out=fitted)
+        plan = desk.plan(fitted)
+        if plan.work is Work.REPEAT:
+            return desk.repeat()
+        inputs = desk.course.inputs(plan)
+        variant = Variant(inputs.steps, plan.work is Work.WARM)
+        self._current.write(variant, inputs)
+        if desk.fresh_noise:
+            with torch.cuda.stream(self._streams.compute):
+                self._current.inputs[variant].noise.normal_(generator=self._generator)
+        self._current.launch(slot, variant)
         self._count += 1
-        return Pending(slot.finish)
+
+        def finish() -> tuple[Pixels, float]:
+            finished = slot.finish()
+            desk.measured(plan, slot.host_numbers.tolist())
+            return finished
+
+        return desk.painted(Pending(finish, inputs.steps))
 
     def close(self) -> None:
         del self._current
         self._forget_graphs(keep=0)
 
-    def _record(self, key: GraphKey, inputs: FrameInputs, settings: Settings) -> RecordedFrame:
-        """Record a graph for new shapes while the caller waits; the graph in use stays whatever happens."""
-        log.info("recording the frame at %s with %d steps", settings.size, inputs.steps)
+    def _record(
+        self, key: GraphKey, inputs: dict[Variant, FrameInputs], desk: Desk, settings: Settings
+    ) -> RecordedFrame:
+        """Record graphs for new shapes while the caller waits; the graphs in use stay whatever happens."""
+        steps = ", ".join(str(variant.steps) for variant in inputs)
+        log.info("recording the frame at %s with %s steps", settings.size, steps)
         self._forget_graphs(keep=max(1, self._graphs_kept))
-        recorded = self._try_recording(inputs, settings)
+        recorded = self._try_recording(inputs, desk, settings)
         if recorded is None:
             log.info("GPU memory is full: giving up the graphs of other sizes")
             self._forget_graphs(keep=1)
-            recorded = self._try_recording(inputs, settings)
+            recorded = self._try_recording(inputs, desk, settings)
         if recorded is None:
             raise out_of_memory(settings.size, self._model.device)
         self._recorded[key] = recorded
         return recorded
 
-    def _try_recording(self, inputs: FrameInputs, settings: Settings) -> RecordedFrame | None:
+    def _try_recording(
+        self, inputs: dict[Variant, FrameInputs], desk: Desk, settings: Settings
+    ) -> RecordedFrame | None:
         """None if memory does not suffice; what the try had taken is free again then."""
-
-        def call(pixels: Tensor, static: FrameInputs, out: Tensor) -> Tensor:
-            return self._frame_pass(pixels, static, mirror=settings.mirror, out=out)
-
         try:
-            return RecordedFrame(call, inputs, settings.size, self._streams, self._model.device)
+            # Its graphs write to it while they are recorded: the first frame after that starts from nothing.
+            memory = LatentMemory.empty(self._model, settings) if desk.remembers else None
+
+            def call(pixels: Tensor, static: FrameInputs, out: Tensor, warm: bool) -> Tensor:
+                return self._frame_pass(
+                    pixels, static, mirror=settings.mirror, memory=memory, warm=warm, out=out
+                )
+
+            numbers = memory.numbers if memory else None
+            return RecordedFrame(call, inputs, settings.size, self._streams, self._model.device, numbers)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -101,6 +132,17 @@ class CudaRunner:
         while len(self._recorded) > keep:
             self._recorded.popitem(last=False)
         torch.cuda.empty_cache()
+
+
+def _variants(desk: Desk, settings: Settings) -> dict[Variant, FrameInputs]:
+    """Inputs of every graph that frames with these settings may need: recorded up front, no frame ever waits."""
+    full = desk.course.full
+    inputs = {Variant(full.steps, False): full}
+    if desk.remembers:
+        ceiling = min(settings.steps_ceiling, full.steps)
+        for steps in range(ceiling, min(settings.steps_floor, ceiling) - 1, -1):
+            inputs[Variant(steps, True)] = desk.course.warm(tuple(range(steps)))
+    return inputs
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
