@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from instantvision.integrations.forms import SINK_FORMS, SOURCE_FORMS
-from instantvision.pipeline.config import Fit, LiveConfig, Mix, Settings, Size
+from instantvision.pipeline.config import Fit, LiveConfig, Mix, Settings, Size, Temporal
 from instantvision.pipeline.control import FADE_S, Show
 from instantvision.pipeline.errors import InstantVisionError
 from instantvision.pipeline.presets import settings_for
@@ -67,6 +67,17 @@ StrengthOption = Annotated[
     float | None, typer.Option(help="0 to 1, the full effect.", show_default="the preset's")
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Of the noise.", show_default="the preset's")]
+TemporalOption = Annotated[
+    Temporal,
+    typer.Option(
+        help="What a frame takes over from the one before: nothing, the noise, or all that did not move."
+    ),
+]
+EpsilonOption = Annotated[
+    float, typer.Option(help="With warm: leave out steps that change less than this; 0 leaves none out.")
+]
+FloorOption = Annotated[int, typer.Option(help="With warm: the fewest steps of a frame that moved.")]
+CeilingOption = Annotated[int, typer.Option(help="With warm: the most steps of a frame that is no cut.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable data on stdout.")]
 SIZE_HELP = "N or WxH in pixels, multiples of 16."
 
@@ -104,10 +115,20 @@ def demo(
     ),
     preset: PresetOption = str(DEFAULTS.mix),
     size: Annotated[str | None, typer.Option(help=SIZE_HELP, show_default=str(DEMO_SIDE))] = None,
+    temporal: TemporalOption = DEFAULTS.temporal,
+    epsilon: EpsilonOption = DEFAULTS.epsilon,
+    steps_floor: FloorOption = DEFAULTS.steps_floor,
+    steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
     as_json: JsonOption = False,
 ) -> None:
     """Stylise a bundled portrait, to see what this computer and every preset can do."""
-    settings = settings_for(Mix.parse(preset), size=_size(size))
+    settings = dataclasses.replace(
+        settings_for(Mix.parse(preset), size=_size(size)),
+        temporal=temporal,
+        epsilon=epsilon,
+        steps_floor=steps_floor,
+        steps_ceiling=steps_ceiling,
+    )
     from instantvision.pipeline.demo import make_demo
     from instantvision.pipeline.report import progress_bar
 
@@ -127,11 +148,22 @@ def render(
     steps: StepsOption = DEFAULTS.steps,
     strength: StrengthOption = None,
     seed: SeedOption = None,
+    temporal: TemporalOption = DEFAULTS.temporal,
+    epsilon: EpsilonOption = DEFAULTS.epsilon,
+    steps_floor: FloorOption = DEFAULTS.steps_floor,
+    steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
     max_frames: Annotated[int | None, typer.Option(help="Stop after so many.", show_default="all")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Restyle a video file, every frame, with its sound; or a picture."""
     settings = settings_for(Mix.parse(preset), size=_size(size), steps=steps, strength=strength, seed=seed)
+    settings = dataclasses.replace(
+        settings,
+        temporal=temporal,
+        epsilon=epsilon,
+        steps_floor=steps_floor,
+        steps_ceiling=steps_ceiling,
+    )
     from instantvision.pipeline.render import RenderJob
     from instantvision.pipeline.render import render as render_job
     from instantvision.pipeline.report import progress_bar
@@ -154,6 +186,10 @@ def run(
     steps: StepsOption = DEFAULTS.steps,
     strength: StrengthOption = None,
     seed: SeedOption = None,
+    temporal: TemporalOption = DEFAULTS.temporal,
+    epsilon: EpsilonOption = DEFAULTS.epsilon,
+    steps_floor: FloorOption = DEFAULTS.steps_floor,
+    steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
     duration: Annotated[float | None, typer.Option(help="Seconds.", show_default="until Ctrl-C")] = None,
     fit: Annotated[
         Fit, typer.Option(help="Fill the size and crop, or show all between bars.")
@@ -179,7 +215,15 @@ def run(
     Keys at a terminal: p panic, e back to the effect, b bypass, n and N next and previous look, q quit.
     """
     settings = settings_for(Mix.parse(preset), size=_size(size), steps=steps, strength=strength, seed=seed)
-    settings = dataclasses.replace(settings, fit=fit, mirror=mirror)
+    settings = dataclasses.replace(
+        settings,
+        fit=fit,
+        mirror=mirror,
+        temporal=temporal,
+        epsilon=epsilon,
+        steps_floor=steps_floor,
+        steps_ceiling=steps_ceiling,
+    )
     config = LiveConfig(fps=fps, duration_s=duration)
     wanted = FrontEnds(port=control_port if control else None, obs=obs, scenes=parse_scenes(scene or []))
     from instantvision.pipeline.live import LiveJob, live

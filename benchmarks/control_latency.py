@@ -107,6 +107,7 @@ class Greys:
 class Grey:
     def __init__(self, value: int) -> None:
         self.device_ms: float | None = 0.0
+        self.steps = 0
         self._value = value
 
     def result(self) -> Pixels:

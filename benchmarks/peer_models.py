@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from instantvision.kernels import reference
 from instantvision.pipeline.autoencoder_tiny import AutoencoderTinyConfig
 from instantvision.pipeline.config import Mix, Settings, Size
-from instantvision.pipeline.frame_pass import frame_inputs
+from instantvision.pipeline.frame_inputs import frame_inputs
 from instantvision.pipeline.frames import Pixels
 from instantvision.pipeline.graphs import Streams, capture
 from instantvision.pipeline.latent_diffusion import TIME_IDS

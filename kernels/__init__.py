@@ -3,8 +3,8 @@
     backend = kernels.choose(model.device.type)
     latents = backend.step_ops.denoise_step(prediction, latents, coefficients)
 
-`reference` and `reference_layers` have every operation in plain torch; `frame_ops`, `step_ops` and `layer_ops` have
-kernels of the same signatures. Knows nothing of models or schedules.
+`reference`, `reference_layers` and `temporal_reference` have every operation in plain torch; `frame_ops`, `step_ops`,
+`layer_ops` and `temporal_ops` have kernels of the same signatures. Knows nothing of models or schedules.
 """
 
 import functools
@@ -61,6 +61,7 @@ class StepOps(Protocol):
         noisy: Tensor,
         coefficients: Tensor,
         *,
+        extra: Tensor | None = None,
         out: Tensor | None = None,
         x0_out: Tensor | None = None,
     ) -> Tensor: ...
@@ -167,6 +168,18 @@ class LayerOps(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
+class TemporalOps(Protocol):
+    """Between a frame and the one before; documented in `temporal_reference`."""
+
+    def motion(self, latents: Tensor, before: Tensor, *, out: Tensor | None = None) -> Tensor: ...
+
+    def gate(self, motion: Tensor, limits: Tensor) -> Tensor: ...
+
+    def spread(self, gate: Tensor) -> Tensor: ...
+
+    def blend(self, kept: Tensor, new: Tensor, share: Tensor, *, out: Tensor | None = None) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Backend:
     """The operations to use on one kind of device, and why these."""
@@ -176,6 +189,7 @@ class Backend:
     frame_ops: FrameOps
     step_ops: StepOps
     layer_ops: LayerOps
+    temporal_ops: TemporalOps
 
     def compile_all(self, call: Callable[[], object]) -> None:
         """Compile what a call will launch, several kernels at a time; the call's result is garbage."""
@@ -246,7 +260,17 @@ def _missing_for_launches() -> str | None:
 @functools.cache
 def _load(name: Name, reason: str) -> Backend:
     # By name, so that a machine without triton never imports it.
-    plain = ("reference", "reference", "reference_layers")
-    modules = plain if name == "reference" else ("frame_ops", "step_ops", "layer_ops")
-    frame, step, layer = (importlib.import_module(f"{__name__}.{module}") for module in modules)
-    return Backend(name, reason, cast(FrameOps, frame), cast(StepOps, step), cast(LayerOps, layer))
+    modules = (
+        ("reference", "reference", "reference_layers", "temporal_reference")
+        if name == "reference"
+        else ("frame_ops", "step_ops", "layer_ops", "temporal_ops")
+    )
+    frame, step, layer, temporal = (importlib.import_module(f"{__name__}.{each}") for each in modules)
+    return Backend(
+        name,
+        reason,
+        cast(FrameOps, frame),
+        cast(StepOps, step),
+        cast(LayerOps, layer),
+        cast(TemporalOps, temporal),
+    )

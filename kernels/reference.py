@@ -88,17 +88,20 @@ def denoise_step(
     noisy: Tensor,
     coefficients: Tensor,
     *,
+    extra: Tensor | None = None,
     out: Tensor | None = None,
     x0_out: Tensor | None = None,
 ) -> Tensor:
-    """One deterministic step: x0 = a·noisy + b·prediction, next = c·x0 + d·noisy.
+    """One step: x0 = a·noisy + b·prediction, next = c·x0 + d·noisy, + e·extra where there is one.
 
     Args:
         prediction: of the denoiser, noise, velocity or clean latents, [B, C, h, w].
         noisy: latents at this step's timestep, shape and dtype of `prediction`.
-        coefficients: a, b, c, d, float32 [4] on the same device, a row of `schedule.step_coefficients`.
+        coefficients: a, b, c, d, and e with `extra`: float32 [4] or [5] on the same device, a row of
+            `schedule.step_coefficients` or of a table in `solvers`.
+        extra: what a row of five also mixes in, like `noisy`.
         out: shape, dtype and memory format of `noisy`; may be `noisy` itself.
-        x0_out: likewise; the clean latents of this step are written there when it is given.
+        x0_out: likewise, or `extra` itself; the clean latents of this step are written there when it is given.
 
     Returns:
         Latents at the next timestep, like `noisy`; the clean latents after the last step.
@@ -108,13 +111,17 @@ def denoise_step(
 
     Source: Song et al. 2021 (arXiv 2010.02502), eq. 12 with sigma = 0.
     """
-    check_latents(noisy, prediction, coefficients, 4)
+    check_latents(noisy, prediction, coefficients, 4 if extra is None else 5)
     out = torch.empty_like(noisy) if out is None else out
-    a, b, c, d = coefficients
+    a, b, c, d = coefficients[:4]
     x0 = a * noisy.float() + b * prediction.float()
+    following = c * x0 + d * noisy.float()
+    if extra is not None:
+        check_latents(noisy, extra, coefficients, 5)
+        following += coefficients[4] * extra.float()
     if x0_out is not None:
         x0_out.copy_(x0)
-    return out.copy_(c * x0 + d * noisy.float())
+    return out.copy_(following)
 
 
 def input_buffer(pixels: Tensor, fold: int, dtype: torch.dtype, out: Tensor | None) -> Tensor:

@@ -32,11 +32,14 @@ def denoise_step(
     noisy: Tensor,
     coefficients: Tensor,
     *,
+    extra: Tensor | None = None,
     out: Tensor | None = None,
     x0_out: Tensor | None = None,
 ) -> Tensor:
     """See `reference.denoise_step`."""
-    reference.check_latents(noisy, prediction, coefficients, 4)
+    reference.check_latents(noisy, prediction, coefficients, 4 if extra is None else 5)
+    if extra is not None:
+        reference.check_latents(noisy, extra, coefficients, 5)
     noisy = _dense(noisy)
     out = _result(out, noisy)
     count = noisy.numel()
@@ -45,11 +48,13 @@ def denoise_step(
         (triton.cdiv(count, BLOCK),),
         _laid_out_as(noisy, prediction),
         noisy,
+        # Never read or written to when there is none, but a kernel wants a pointer.
+        noisy if extra is None else _laid_out_as(noisy, extra),
         coefficients,
         out,
-        # Never written to when there is no x0_out, but a kernel wants a pointer.
         out if x0_out is None else _result(x0_out, noisy),
         count,
+        READ_EXTRA=extra is not None,
         WRITE_X0=x0_out is not None,
         BLOCK=BLOCK,
     )
@@ -104,17 +109,19 @@ def add_noise_kernel(p_clean, p_noise, p_coefficients, p_out, count, BLOCK: tl.c
 def denoise_step_kernel(
     p_prediction,
     p_noisy,
+    p_extra,
     p_coefficients,
     p_out,
     p_x0,
     count,
+    READ_EXTRA: tl.constexpr,
     WRITE_X0: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """x0 = a·noisy + b·prediction, next = c·x0 + d·noisy, BLOCK values a program.
+    """x0 = a·noisy + b·prediction, next = c·x0 + d·noisy + e·extra, BLOCK values a program.
 
-    Reads 4 bytes a value (bf16), writes 2, or 4 with x0; 6 operations. Saves five passes: the four products and x0
-    going to memory and back.
+    Reads 4 bytes a value (bf16), or 6 with extra, writes 2, or 4 with x0; 6 or 8 operations. Saves five passes: the
+    four products and x0 going to memory and back; two more with extra.
     """
     o_value = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m_value = o_value < count
@@ -125,6 +132,11 @@ def denoise_step_kernel(
     b_prediction = tl.load(p_prediction + o_value, mask=m_value, other=0).to(tl.float32)
     b_noisy = tl.load(p_noisy + o_value, mask=m_value, other=0).to(tl.float32)
     b_x0 = a * b_noisy + b * b_prediction
+    b_out = c * b_x0 + d * b_noisy
+    # Before x0 is written: it may go to the same memory.
+    if READ_EXTRA:
+        e = tl.load(p_coefficients + 4)
+        b_out += e * tl.load(p_extra + o_value, mask=m_value, other=0).to(tl.float32)
     if WRITE_X0:
         tl.store(p_x0 + o_value, b_x0.to(p_x0.dtype.element_ty), mask=m_value)
-    tl.store(p_out + o_value, (c * b_x0 + d * b_noisy).to(p_out.dtype.element_ty), mask=m_value)
+    tl.store(p_out + o_value, b_out.to(p_out.dtype.element_ty), mask=m_value)

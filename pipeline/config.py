@@ -17,6 +17,7 @@ STEPS_MAX = 50
 FPS_MAX = 240.0
 
 Fit = Literal["cover", "letterbox"]
+Temporal = Literal["off", "noise", "warm"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,12 @@ class Settings:
         seed: of the noise field, 0..2**31-1.
         fit: how a picture of another shape is brought to `size`: cover (fill, centre-crop) or letterbox (bars).
         mirror: flip the input left-right.
+        temporal: what a frame takes over from the one before: nothing (off: fresh noise every frame), the noise field
+            (noise), or also what did not move (warm).
+        epsilon: with warm, a step that changes the clean latents by less than this is left out of the frames to come;
+            root mean square, latents have unit variance. 0 leaves none out.
+        steps_floor, steps_ceiling: with warm, evaluations of a frame that is like the one before, 1..50; never more
+            than `steps`, which a frame after a cut has.
     """
 
     mix: Mix = field(default_factory=lambda: Mix((("oil", 1.0),)))
@@ -125,6 +132,10 @@ class Settings:
     seed: int = 0
     fit: Fit = "cover"
     mirror: bool = False
+    temporal: Temporal = "warm"
+    epsilon: float = 0.06
+    steps_floor: int = 2
+    steps_ceiling: int = 4
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= STEPS_MAX:
@@ -135,6 +146,15 @@ class Settings:
             raise ConfigError(f"seed is {self.seed}, expected 0 to {2**31 - 1}")
         if self.fit not in ("cover", "letterbox"):
             raise ConfigError(f"fit is {self.fit!r}, expected cover or letterbox")
+        if self.temporal not in ("off", "noise", "warm"):
+            raise ConfigError(f"temporal is {self.temporal!r}, expected off, noise or warm")
+        if not 0 <= self.epsilon <= 1:
+            raise ConfigError(f"epsilon is {self.epsilon:g}, expected 0 to 1: 0 leaves no step out")
+        if not 1 <= self.steps_floor <= self.steps_ceiling <= STEPS_MAX:
+            raise ConfigError(
+                f"steps are {self.steps_floor} to {self.steps_ceiling}, expected 1 or more to {STEPS_MAX} or less, "
+                "floor before ceiling"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,24 +15,27 @@ from torch import Tensor
 from instantvision.pipeline.config import SIZE_MIN_PX, SIZE_MULTIPLE_PX, Settings, Size
 from instantvision.pipeline.errors import EngineError
 from instantvision.pipeline.fitting import fit
-from instantvision.pipeline.frame_pass import FrameInputs, FramePass, frame_inputs
+from instantvision.pipeline.frame_inputs import FrameInputs, LatentMemory
+from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.frames import Pixels
-from instantvision.pipeline.graphs import RecordedFrame, Streams
+from instantvision.pipeline.graphs import RecordedFrame, Streams, Variant
 from instantvision.pipeline.model import LatentModel
-from instantvision.pipeline.runner import IN_FLIGHT_MAX, EngineOptions, Pending
+from instantvision.pipeline.runner import IN_FLIGHT_MAX, Desk, EngineOptions, Pending
+from instantvision.pipeline.temporal import Work
 
 log = logging.getLogger(__name__)
 
-# Size, mirror, and the shapes of all inputs, which the number of steps is part of.
-GraphKey: TypeAlias = tuple[Size, bool, tuple[torch.Size, ...]]
+# Size, mirror, and of each variant the shapes of all inputs.
+GraphKey: TypeAlias = tuple[Size, bool, tuple[tuple[Variant, tuple[torch.Size, ...]], ...]]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Settings whose graph is being recorded, and what it is made with."""
+    """Settings whose graphs are being recorded, and what they are made with."""
 
     key: GraphKey
-    inputs: FrameInputs
+    inputs: dict[Variant, FrameInputs]
+    desk: Desk
     settings: Settings
     recorded: Future[RecordedFrame | None]
 
@@ -59,31 +62,35 @@ class CudaRunner:
     @torch.inference_mode()
     def _change(self, settings: Settings, *, wait: bool) -> None:
         with torch.cuda.stream(self._streams.compute):
-            inputs = frame_inputs(self._model, settings)
-        key = (settings.size, settings.mirror, inputs.shapes)
+            desk = Desk(self._model, settings)
+            inputs = _variants(desk, settings)
+        key = (settings.size, settings.mirror, tuple((each, inputs[each].shapes) for each in inputs))
         if key in self._recorded:
             self._wanted = None
-            self._switch(key, inputs, settings)
+            self._switch(key, inputs, desk, settings)
         elif wait or self._recorder is None:
-            self._record(key, inputs, settings)
-            self._switch(key, inputs, settings)
+            self._record(key, inputs, desk, settings)
+            self._switch(key, inputs, desk, settings)
         elif self._wanted and self._wanted.key == key:
-            self._wanted = replace(self._wanted, inputs=inputs, settings=settings)
+            self._wanted = replace(self._wanted, inputs=inputs, desk=desk, settings=settings)
         else:
             # One after the other: what is no longer wanted when it is ready is dropped.
-            recorded = self._recorder.submit(self._try_recording, inputs, settings)
-            self._wanted = Wanted(key, inputs, settings, recorded)
+            recorded = self._recorder.submit(self._try_recording, inputs, desk, settings)
+            self._wanted = Wanted(key, inputs, desk, settings, recorded)
 
     @torch.inference_mode()
-    def _switch(self, key: GraphKey, inputs: FrameInputs, settings: Settings) -> None:
-        """Use a recorded graph from the next frame on."""
+    def _switch(
+        self, key: GraphKey, inputs: dict[Variant, FrameInputs], desk: Desk, settings: Settings
+    ) -> None:
+        """Use recorded graphs from the next frame on."""
         self._recorded.move_to_end(key)
-        self._current, self._settings = self._recorded[key], settings
-        with torch.cuda.stream(self._streams.compute):
-            self._current.inputs.copy_(inputs)
+        self._current, self._desk, self._settings = self._recorded[key], desk, settings
+        for variant, values in inputs.items():
+            self._current.write(variant, values)
+        self._generator = torch.Generator(self._model.device).manual_seed(settings.seed)
 
     def _adopt(self) -> None:
-        """Switch to the graph that was recorded in the background, if it is ready."""
+        """Switch to the graphs that were recorded in the background, if they are ready."""
         wanted = self._wanted
         if wanted is None or not wanted.recorded.done():
             return
@@ -94,17 +101,33 @@ class CudaRunner:
             return
         self._forget_graphs(keep=max(1, self._graphs_kept))
         self._recorded[wanted.key] = recorded
-        self._switch(wanted.key, wanted.inputs, wanted.settings)
+        self._switch(wanted.key, wanted.inputs, wanted.desk, wanted.settings)
 
     @torch.inference_mode()
     def submit(self, pixels: Pixels) -> Pending:
         self._adopt()
         # The engine let the frame before the last one finish, whose slot this is.
         slot = self._current.slots[self._count % IN_FLIGHT_MAX]
-        fit(pixels, self._settings.size, self._settings.fit, out=slot.host_in.numpy())
-        self._current.launch(slot)
+        desk, fitted = self._desk, slot.host_in.numpy()
+        fit(pixels, self._settings.size, self._settings.fit, out=fitted)
+        plan = desk.plan(fitted)
+        if plan.work is Work.REPEAT:
+            return desk.repeat()
+        inputs = desk.course.inputs(plan)
+        variant = Variant(inputs.steps, plan.work is Work.WARM)
+        self._current.write(variant, inputs)
+        if desk.fresh_noise:
+            with torch.cuda.stream(self._streams.compute):
+                self._current.inputs[variant].noise.normal_(generator=self._generator)
+        self._current.launch(slot, variant)
         self._count += 1
-        return Pending(slot.finish)
+
+        def finish() -> tuple[Pixels, float]:
+            finished = slot.finish()
+            desk.measured(plan, slot.host_numbers.tolist())
+            return finished
+
+        return desk.painted(Pending(finish, inputs.steps))
 
     def close(self) -> None:
         if self._recorder is not None:
@@ -113,29 +136,39 @@ class CudaRunner:
         del self._current
         self._forget_graphs(keep=0)
 
-    def _record(self, key: GraphKey, inputs: FrameInputs, settings: Settings) -> None:
-        """Record a graph for new shapes while the caller waits; the graph in use stays whatever happens."""
-        log.info("recording the frame at %s with %d steps", settings.size, inputs.steps)
+    def _record(
+        self, key: GraphKey, inputs: dict[Variant, FrameInputs], desk: Desk, settings: Settings
+    ) -> None:
+        """Record graphs for new shapes while the caller waits; the graphs in use stay whatever happens."""
+        steps = ", ".join(str(variant.steps) for variant in inputs)
+        log.info("recording the frame at %s with %s steps", settings.size, steps)
         self._forget_graphs(keep=max(1, self._graphs_kept))
-        recorded = self._try_recording(inputs, settings)
+        recorded = self._try_recording(inputs, desk, settings)
         if recorded is None:
             log.info("GPU memory is full: giving up the graphs of other sizes")
             self._forget_graphs(keep=1)
-            recorded = self._try_recording(inputs, settings)
+            recorded = self._try_recording(inputs, desk, settings)
         if recorded is None:
             raise out_of_memory(settings.size, self._model.device)
         self._recorded[key] = recorded
 
     @torch.inference_mode()
-    def _try_recording(self, inputs: FrameInputs, settings: Settings) -> RecordedFrame | None:
+    def _try_recording(
+        self, inputs: dict[Variant, FrameInputs], desk: Desk, settings: Settings
+    ) -> RecordedFrame | None:
         """None if memory does not suffice; what the try had taken is free again then."""
         self._streams.recording.wait_stream(self._streams.compute)
-
-        def call(pixels: Tensor, static: FrameInputs, out: Tensor) -> Tensor:
-            return self._frame_pass(pixels, static, mirror=settings.mirror, out=out)
-
         try:
-            recorded = RecordedFrame(call, inputs, settings.size, self._streams, self._model.device)
+            # Its graphs write to it while they are recorded: the first frame after that starts from nothing.
+            memory = LatentMemory.empty(self._model, settings) if desk.remembers else None
+
+            def call(pixels: Tensor, static: FrameInputs, out: Tensor, warm: bool) -> Tensor:
+                return self._frame_pass(
+                    pixels, static, mirror=settings.mirror, memory=memory, warm=warm, out=out
+                )
+
+            numbers = memory.numbers if memory else None
+            recorded = RecordedFrame(call, inputs, settings.size, self._streams, self._model.device, numbers)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -152,6 +185,17 @@ class CudaRunner:
         while len(self._recorded) > keep:
             self._recorded.popitem(last=False)
         torch.cuda.empty_cache()
+
+
+def _variants(desk: Desk, settings: Settings) -> dict[Variant, FrameInputs]:
+    """Inputs of every graph that frames with these settings may need: recorded up front, no frame ever waits."""
+    full = desk.course.full
+    inputs = {Variant(full.steps, False): full}
+    if desk.remembers:
+        ceiling = min(settings.steps_ceiling, full.steps)
+        for steps in range(ceiling, min(settings.steps_floor, ceiling) - 1, -1):
+            inputs[Variant(steps, True)] = desk.course.warm(tuple(range(steps)))
+    return inputs
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

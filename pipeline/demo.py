@@ -43,13 +43,14 @@ FULL_FPS, HALF_FPS = Fraction(24), Fraction(12)
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSummary:
-    """What the demo made: `seconds` and `fps` are of the stylising of the clip's frames."""
+    """What the demo made: `seconds`, `fps` and `mean_steps` are of the stylising of the clip's frames."""
 
     clip: str
     presets: str
     frames: int
     seconds: float
     fps: float
+    mean_steps: float
     size: str
     preset: str
     device: str
@@ -62,7 +63,8 @@ class DemoSummary:
         return (
             f"before and after  {self.clip}\n"
             f"every preset      {self.presets}\n"
-            f"{self.frames} frames of {self.size}, {self.fps:g} a second on {self.device}\n"
+            f"{self.frames} frames of {self.size}, {self.mean_steps:g} steps a frame, "
+            f"{self.fps:g} a second on {self.device}\n"
             "next: instantvision render VIDEO out.mp4 --preset ink\n"
             "      instantvision run --sink file:live.mp4 --duration 10"
         )
@@ -104,7 +106,7 @@ def make_demo(
         engine.update(settings)
         started_s = now_s()
         count, fps = plan_clip(frame_s, begun_s + BUDGET_S - started_s)
-        _write_clip(
+        steps = _write_clip(
             folder / CLIP_NAME, engine, moving_portrait(portrait, settings.size, count, fps), on_progress
         )
         seconds = now_s() - started_s
@@ -114,6 +116,7 @@ def make_demo(
             frames=count,
             seconds=round(seconds, 3),
             fps=round(count / seconds, 2) if seconds > 0 else 0.0,
+            mean_steps=round(steps / count, 2),
             size=str(settings.size),
             preset=str(settings.mix),
             device=device,
@@ -168,13 +171,16 @@ def moving_portrait(portrait: Pixels, size: Size, count: int, fps: Fraction) -> 
     ]
 
 
-def _write_clip(path: Path, engine: "Engine", frames: Sequence[ClipFrame], on_progress: Progress) -> None:
+def _write_clip(path: Path, engine: "Engine", frames: Sequence[ClipFrame], on_progress: Progress) -> int:
+    """The evaluations that all frames took together."""
     size, label, before = engine.settings.size, str(engine.settings.mix), len(load_presets())
-    fps = 1 / (frames[1].pts_s - frames[0].pts_s)
+    fps, steps = 1 / (frames[1].pts_s - frames[0].pts_s), 0
     with VideoWriter(path, Size(2 * size.width, size.height), fps) as out:
-        for pixels, frame in stylise_in_order(engine, frames):
-            out.write(side_by_side(("camera", frame.pixels), (label, pixels)), frame.pts_s)
+        for pending, frame in stylise_in_order(engine, frames):
+            out.write(side_by_side(("camera", frame.pixels), (label, pending.result())), frame.pts_s)
+            steps += pending.steps
             on_progress(before + frame.index + 1, before + len(frames))
+    return steps
 
 
 def camera_picture(portrait: Pixels, size: Size, phase: float) -> Pixels:

@@ -1,86 +1,15 @@
-"""The arithmetic of one frame, from bytes to bytes, and all that it needs besides the frame.
+"""The arithmetic of one frame, from bytes to bytes. What it needs besides the frame comes from frame_inputs.py.
 
 The same on every device. Knows nothing of streams, graphs or threads.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from instantvision import kernels
-from instantvision.pipeline.config import Settings
-from instantvision.pipeline.model import LatentModel, Prepared
-from instantvision.pipeline.sampler import denoise
-from instantvision.pipeline.schedule import equal_log_snr_timesteps, noise_coefficients, step_coefficients
-
-
-@dataclass(frozen=True)
-class FrameInputs:
-    """What a frame is made with besides its pixels; constant while the settings are.
-
-    Args:
-        prepared: of the model, one row a step.
-        noise: unit normal field, [1, C, h, w].
-        coefficients: one row a step, [S, 4], float32.
-        start: shares of picture and noise at the first timestep, [2], float32.
-    """
-
-    prepared: Prepared
-    noise: Tensor
-    coefficients: Tensor
-    start: Tensor
-
-    @property
-    def steps(self) -> int:
-        """Evaluations of the denoiser; 0 at strength 0."""
-        return len(self.coefficients)
-
-    @property
-    def shapes(self) -> tuple[torch.Size, ...]:
-        """Of all tensors: inputs of equal shapes can be written over each other."""
-        return tuple(tensor.shape for tensor in self._tensors())
-
-    def clone(self) -> "FrameInputs":
-        """The same values in memory of their own."""
-        copy = tuple(tensor.contiguous().clone() for tensor in self.prepared)
-        return FrameInputs(copy, self.noise.clone(), self.coefficients.clone(), self.start.clone())
-
-    def copy_(self, other: "FrameInputs") -> None:
-        """Take over the values of inputs of equal shapes."""
-        for mine, new in zip(self._tensors(), other._tensors(), strict=True):
-            mine.copy_(new)
-
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return (*self.prepared, self.noise, self.coefficients, self.start)
-
-
-def frame_inputs(model: LatentModel, settings: Settings) -> FrameInputs:
-    """Compute everything that does not depend on the frame, on the model's device.
-
-    Raises:
-        UnknownPreset: the model has no such preset.
-    """
-    conditioning = model.condition(settings.mix, settings.size)
-    timesteps = equal_log_snr_timesteps(model.alphas_cumprod, settings.steps, settings.strength)
-    coefficients = step_coefficients(model.alphas_cumprod, timesteps, model.prediction)
-    prepared: Prepared = ()
-    start = torch.zeros(2)
-    if timesteps:
-        prepared = model.prepare(torch.tensor(timesteps, device=model.device), conditioning)
-        start = noise_coefficients(model.alphas_cumprod, timesteps[0])
-    noise = noise_field(model, settings).to(model.device, model.dtype, memory_format=torch.channels_last)
-    return FrameInputs(prepared, noise, coefficients.to(model.device), start.to(model.device))
-
-
-def noise_field(model: LatentModel, settings: Settings) -> Tensor:
-    """The frozen noise of a seed and size, [1, C, h, w], float32 on the CPU.
-
-    Drawn on the CPU: generators of different devices give different numbers for one seed.
-    """
-    size, pixels = settings.size, model.downsampling
-    shape = (1, model.latent_channels, size.height // pixels, size.width // pixels)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
+from instantvision.pipeline.frame_inputs import FrameInputs, LatentMemory
+from instantvision.pipeline.model import LatentModel
+from instantvision.pipeline.sampler import Predict, denoise
 
 
 class FramePass:
@@ -95,9 +24,17 @@ class FramePass:
         backend = kernels.choose(model.device.type)
         self._frame_ops, self._step_ops = backend.frame_ops, backend.step_ops
         self.encode, self.decode = model.encode, model.decode
+        self._temporal_ops = backend.temporal_ops
 
     def __call__(
-        self, pixels: Tensor, inputs: FrameInputs, *, mirror: bool, out: Tensor | None = None
+        self,
+        pixels: Tensor,
+        inputs: FrameInputs,
+        *,
+        mirror: bool,
+        memory: LatentMemory | None = None,
+        warm: bool = False,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Stylise a picture.
 
@@ -105,13 +42,22 @@ class FramePass:
             pixels: uint8 RGB [H, W, 3] on the model's device.
             inputs: for its size.
             mirror: flip left and right.
+            memory: of the frame before, brought up to this one; None takes nothing over.
+            warm: start from the frame before, and keep what it had where nothing moved; needs `memory`.
             out: where to write, like `pixels`.
 
         Returns:
             uint8 RGB [H, W, 3].
         """
         source = self.encode(self.unpack(pixels, mirror=mirror))
-        return self.pack(self.decode(self.denoise(source, inputs)), out=out)
+        if memory is None or not inputs.steps:
+            return self.pack(self.decode(self.denoise(source, inputs)), out=out)
+        gate = self._take_in(source, inputs, memory)
+        if warm:
+            self._denoise_warm(inputs, memory, gate)
+        else:
+            memory.stylised.copy_(self.denoise(memory.source, inputs))
+        return self.pack(self.decode(memory.stylised), out=out)
 
     def unpack(self, pixels: Tensor, *, mirror: bool) -> Tensor:
         """Bytes to the encoder's input, [1, 3 * fold**2, H / fold, W / fold]."""
@@ -121,18 +67,63 @@ class FramePass:
         )
 
     def denoise(self, source: Tensor, inputs: FrameInputs) -> Tensor:
-        """Add the frozen noise to the picture's latents and follow the denoiser back; [1, C, h, w]."""
+        """Add the noise field to the picture's latents and follow the denoiser back; [1, C, h, w]."""
         if not inputs.steps:
             return source
         # One memory order for all latents of the frame, whatever the encoder returned.
         source = source.contiguous(memory_format=torch.channels_last)
+        noisy = self._step_ops.add_noise(source, inputs.noise, inputs.start)
+        return denoise(self._predictor(source, inputs), noisy, inputs.coefficients, self._step_ops)
 
+    def _predictor(self, source: Tensor, inputs: FrameInputs) -> Predict:
         def predict(noisy: Tensor, step: int) -> Tensor:
             rows = tuple(tensor[step : step + 1] for tensor in inputs.prepared)
             return self.model.predict_prepared(noisy, source, rows)
 
-        noisy = self._step_ops.add_noise(source, inputs.noise, inputs.start)
-        return denoise(predict, noisy, inputs.coefficients, self._step_ops)
+        return predict
+
+    def _take_in(self, source: Tensor, inputs: FrameInputs, memory: LatentMemory) -> Tensor:
+        """Bring the remembered picture up to the new one where that moved; how much it did, [1, 1, h, w].
+
+        Compared is with what is remembered, not with the frame before: what changes slowly moves in the end too, and
+        the noise of a camera never gets in.
+        """
+        ops = self._temporal_ops
+        source = source.contiguous(memory_format=torch.channels_last)
+        gate = ops.gate(ops.motion(source, memory.source), inputs.limits)
+        ops.blend(memory.source, source, gate, out=memory.source)
+        memory.numbers.zero_()
+        memory.numbers[:1].copy_(gate.mean(dim=(1, 2, 3)))
+        return gate
+
+    def _denoise_warm(self, inputs: FrameInputs, memory: LatentMemory, gate: Tensor) -> None:
+        """Bring the remembered latents up to the remembered picture, where that moved.
+
+        The first evaluation starts from the noise field and shows what is new. There it is taken, elsewhere the
+        latents of the frame before; with the noise field on top the next steps make one picture of both. At the
+        end, what did not move is exactly what it was.
+        """
+        ops, steps = self._temporal_ops, inputs.steps
+        predict = self._predictor(memory.source, inputs)
+        reach = ops.spread(gate)
+        noisy = self._step_ops.add_noise(memory.source, inputs.noise, inputs.start)
+        x0 = torch.empty_like(noisy)
+        noisy = self._step_ops.denoise_step(predict(noisy, 0), noisy, inputs.coefficients[0], x0_out=x0)
+        changes = gate.new_empty((steps - 1, 1, *gate.shape[2:]))
+        if steps > 1:
+            x0 = ops.blend(memory.stylised, x0, reach)
+            noisy = self._step_ops.add_noise(x0, inputs.noise, inputs.rejoin)
+        for step in range(1, steps):
+            before, x0 = x0, torch.empty_like(x0)
+            noisy = self._step_ops.denoise_step(
+                predict(noisy, step), noisy, inputs.coefficients[step], x0_out=x0
+            )
+            ops.motion(x0, before, out=changes[step - 1 : step])
+        ops.blend(memory.stylised, x0, reach, out=memory.stylised)
+        # Where nothing moved nothing changes either, and a hand must count as much as a crowd. The small number is for
+        # a picture in which nothing moved at all.
+        mean = (changes * reach).sum(dim=(1, 2, 3)) / (reach.sum() + 1e-6)
+        memory.numbers[1:steps].copy_(mean.sqrt())
 
     def pack(self, output: Tensor, *, out: Tensor | None = None) -> Tensor:
         """The decoder's output to bytes, [H, W, 3]."""

@@ -8,7 +8,8 @@ Knows nothing of what a frame's arithmetic is (frame_pass.py) or who wants it (e
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from instantvision import kernels
 from instantvision.pipeline.config import Size
 from instantvision.pipeline.errors import EngineError
-from instantvision.pipeline.frame_pass import FrameInputs
+from instantvision.pipeline.frame_inputs import FrameInputs
 from instantvision.pipeline.frames import Pixels
 from instantvision.pipeline.runner import IN_FLIGHT_MAX
 
@@ -24,12 +25,17 @@ from instantvision.pipeline.runner import IN_FLIGHT_MAX
 WARM_UPS = 2
 
 
-def capture(call: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+# A graph's memory pool; torch keeps the type to itself.
+Pool: TypeAlias = Any
+
+
+def capture(call: Callable[[], object], stream: torch.cuda.Stream, pool: Pool = None) -> torch.cuda.CUDAGraph:
     """Record what a function does on the GPU, to be replayed with the same memory.
 
     Args:
         call: reads and writes tensors that outlive the graph; called a few times before it is recorded.
         stream: not the default one, and nobody else's meanwhile.
+        pool: of another graph that never runs at the same time, to share the memory of what lies in between.
 
     Raises:
         torch.OutOfMemoryError: the GPU's memory does not suffice.
@@ -43,7 +49,7 @@ def capture(call: Callable[[], object], stream: torch.cuda.Stream) -> torch.cuda
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         # "thread_local": another thread's harmless calls, such as a meter's, must not break the recording.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             call()
     return graph
 
@@ -60,14 +66,16 @@ def _measured_convolutions() -> Iterator[None]:
 
 
 class Slot:
-    """The buffers and events of one of the frames on their way."""
+    """The buffers and events of one of the frames on their way; `numbers` is how many the frame leaves, 0 for none."""
 
-    def __init__(self, size: Size, device: torch.device) -> None:
+    def __init__(self, size: Size, device: torch.device, numbers: int = 0) -> None:
         shape = (size.height, size.width, 3)
         self.host_in = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         self.host_out = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         self.device_in = torch.empty(shape, dtype=torch.uint8, device=device)
         self.device_out = torch.empty(shape, dtype=torch.uint8, device=device)
+        self.host_numbers = torch.zeros(numbers, pin_memory=True)
+        self.device_numbers = torch.zeros(numbers, device=device)
         self.uploaded = torch.cuda.Event()
         self.started = torch.cuda.Event(enable_timing=True)
         self.computed = torch.cuda.Event(enable_timing=True)
@@ -100,35 +108,62 @@ class Streams:
         self.compute.wait_stream(torch.cuda.default_stream(device))
 
 
+class Variant(NamedTuple):
+    """Which of a size's graphs: with how many steps, and whether it starts from the frame before."""
+
+    steps: int
+    warm: bool
+
+
 class RecordedFrame:
-    """A frame's arithmetic for one size and number of steps: graph, static buffers and slots.
+    """A frame's arithmetic for one size: a graph for each variant, static buffers and slots, which all of them share.
 
     Args:
-        call: (pixels, inputs, out), the arithmetic to record.
-        inputs: copied; write over them with `inputs.copy_` on the compute stream.
+        call: (pixels, inputs, out, warm), the arithmetic to record.
+        inputs: by variant; copied; `write` replaces their values.
         size: of the picture.
         streams: the engine's.
         device: of everything.
+        numbers: that `call` leaves on the device for the host, float32 [N], or None.
     """
 
     def __init__(
         self,
-        call: Callable[[Tensor, FrameInputs, Tensor], object],
-        inputs: FrameInputs,
+        call: Callable[[Tensor, FrameInputs, Tensor, bool], object],
+        inputs: Mapping[Variant, FrameInputs],
         size: Size,
         streams: Streams,
         device: torch.device,
+        numbers: Tensor | None = None,
     ) -> None:
+        self._written = dict(inputs)
         with torch.cuda.stream(streams.recording):
-            self.inputs = inputs.clone()
+            self.inputs = {variant: each.clone() for variant, each in inputs.items()}
         # A graph has one fixed input and output: copies on the device, 2 µs at 1024x1024, connect them with the slots.
         self._pixels = torch.zeros((size.height, size.width, 3), dtype=torch.uint8, device=device)
-        self._output = torch.empty_like(self._pixels)
-        self.slots = tuple(Slot(size, device) for _ in range(IN_FLIGHT_MAX))
+        self._output, self._numbers = torch.empty_like(self._pixels), numbers
+        count = 0 if numbers is None else len(numbers)
+        self.slots = tuple(Slot(size, device, count) for _ in range(IN_FLIGHT_MAX))
         self._streams = streams
-        self._graph = capture(lambda: call(self._pixels, self.inputs, self._output), streams.recording)
+        self._graphs: dict[Variant, torch.cuda.CUDAGraph] = {}
+        # One after the other in the same memory: nothing in it outlives a frame.
+        pool: Pool = None
+        for variant, static in self.inputs.items():
 
-    def launch(self, slot: Slot) -> None:
+            def record(static: FrameInputs = static, warm: bool = variant.warm) -> object:
+                return call(self._pixels, static, self._output, warm)
+
+            graph = self._graphs[variant] = capture(record, streams.recording, pool)
+            pool = pool or graph.pool()
+
+    def write(self, variant: Variant, inputs: FrameInputs) -> None:
+        """Use other values from the next launch on; costs nothing if they are the ones written last."""
+        if self._written[variant] is not inputs:
+            with torch.cuda.stream(self._streams.compute):
+                self.inputs[variant].copy_(inputs)
+            self._written[variant] = inputs
+
+    def launch(self, slot: Slot, variant: Variant) -> None:
         """Queue the frame in a slot's `host_in`; returns at once."""
         streams = self._streams
         with torch.cuda.stream(streams.upload):
@@ -138,10 +173,13 @@ class RecordedFrame:
             slot.uploaded.wait()
             slot.started.record()
             self._pixels.copy_(slot.device_in)
-            self._graph.replay()
+            self._graphs[variant].replay()
             slot.device_out.copy_(self._output)
+            if self._numbers is not None:
+                slot.device_numbers.copy_(self._numbers)
             slot.computed.record()
         with torch.cuda.stream(streams.download):
             slot.computed.wait()
             slot.host_out.copy_(slot.device_out, non_blocking=True)
+            slot.host_numbers.copy_(slot.device_numbers, non_blocking=True)
             slot.downloaded.record()

@@ -139,6 +139,7 @@ class Recent:
         fps_out, fps_engine, fps_source: pictures sent, finished and captured a second.
         latency_ms: from capture to the end of Sink.send, of fresh pictures.
         device_ms: of the engine's device, per picture.
+        mean_steps: evaluations of the denoiser, per picture.
         repeated_fraction: as LiveStats.repeated_fraction, of the last 600 ticks that showed no slate.
     """
 
@@ -147,6 +148,7 @@ class Recent:
     fps_source: float
     latency_ms: Summary
     device_ms: Summary
+    mean_steps: float
     repeated_fraction: float
 
 
@@ -172,6 +174,7 @@ class LiveStats:
         latency_ms: from capture to the end of Sink.send, of fresh pictures. Percentiles to 1 %, like the next two.
         engine_device_ms: of the engine's device per picture, as far as it tells.
         engine_call_ms: from Engine.submit to the result, waiting included.
+        mean_steps: evaluations of the denoiser per picture the engine finished.
         recent: the last seconds.
         threads_left: threads that had not ended when run_live returned.
     """
@@ -197,6 +200,7 @@ class LiveStats:
     latency_ms: Summary
     engine_device_ms: Summary
     engine_call_ms: Summary
+    mean_steps: float
     recent: Recent
     threads_left: int = 0
 
@@ -240,17 +244,20 @@ class Meter:
         self._latency_ms, self._device_ms, self._call_ms = Distribution(), Distribution(), Distribution()
         self._shown = dict.fromkeys(Shown, 0)
         self._last_repeated: deque[bool] = deque(maxlen=WINDOW)
-        self._missed = 0
+        self._last_steps: deque[int] = deque(maxlen=WINDOW)
+        self._missed, self._steps = 0, 0
 
     def captured(self, at_s: float) -> None:
         """The source gave a picture."""
         with self._lock:
             self._source.add(at_s)
 
-    def finished(self, at_s: float, call_ms: float, device_ms: float | None) -> None:
-        """The engine finished a picture."""
+    def finished(self, at_s: float, call_ms: float, device_ms: float | None, steps: int = 0) -> None:
+        """The engine finished a picture, with so many evaluations of the denoiser."""
         with self._lock:
             self._engine.add(at_s)
+            self._steps += steps
+            self._last_steps.append(steps)
             self._call_ms.add(call_ms)
             if device_ms is not None:
                 self._device_ms.add(device_ms)
@@ -298,6 +305,7 @@ class Meter:
                 latency_ms=self._latency_ms.summary(),
                 engine_device_ms=self._device_ms.summary(),
                 engine_call_ms=self._call_ms.summary(),
+                mean_steps=self._steps / max(self._engine.count, 1),
                 recent=self._recent(now_s),
             )
 
@@ -308,5 +316,6 @@ class Meter:
             fps_source=self._source.recent(now_s),
             latency_ms=self._latency_ms.recent(),
             device_ms=self._device_ms.recent(),
+            mean_steps=sum(self._last_steps) / max(len(self._last_steps), 1),
             repeated_fraction=sum(self._last_repeated) / max(len(self._last_repeated), 1),
         )

@@ -17,7 +17,6 @@ from instantvision.integrations.video_writer import FORMATS, VideoWriter
 from instantvision.pipeline import pictures
 from instantvision.pipeline.config import Settings, Size
 from instantvision.pipeline.errors import ConfigError, SinkError, SourceError
-from instantvision.pipeline.frames import Pixels
 from instantvision.pipeline.outputs import check_output
 from instantvision.pipeline.sizes import RENDER_SIDE, shape_within
 
@@ -58,7 +57,10 @@ class RenderJob:
 
 @dataclass(frozen=True, kw_only=True)
 class RenderSummary:
-    """What was rendered: `seconds` and `fps` are of the work, `clip_fps` is the output's own rate (0: a picture)."""
+    """What was rendered: `seconds` and `fps` are of the work, `clip_fps` is the output's own rate (0: a picture).
+
+    `steps` is what a frame has at most, `mean_steps` what the frames had.
+    """
 
     output: str
     frames: int
@@ -68,6 +70,8 @@ class RenderSummary:
     size: str
     preset: str
     steps: int
+    mean_steps: float
+    temporal: str
     strength: float
     seed: int
     device: str
@@ -78,14 +82,16 @@ class RenderSummary:
 
     def __str__(self) -> str:
         frames = f"{self.frames} frames of {self.size}, {self.preset}"
-        return f"{self.output}: {frames}, {self.fps:g} a second on {self.device}"
+        steps = f"{self.mean_steps:g} steps a frame"
+        return f"{self.output}: {frames}, {steps}, {self.fps:g} a second on {self.device}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What came of a job, as it was measured."""
+    """What came of a job, as it was measured; `steps` of all frames together."""
 
     frames: int
+    steps: int
     seconds: float
     clip_fps: Fraction
     device: str
@@ -136,9 +142,12 @@ def _render_picture(job: RenderJob, on_progress: Progress, now_s: Callable[[], f
     height, width = pixels.shape[:2]
     with started_engine(job.settings, _size_on(job, width, height)) as (engine, device):
         started_s = now_s()
-        pictures.write_picture(job.output, engine.stylise(pixels))
+        pending = engine.submit(pixels)
+        pictures.write_picture(job.output, pending.result())
         on_progress(1, 1)
-        work = Work(frames=1, seconds=now_s() - started_s, clip_fps=Fraction(0), device=device)
+        work = Work(
+            frames=1, steps=pending.steps, seconds=now_s() - started_s, clip_fps=Fraction(0), device=device
+        )
         return _summary(job, engine.settings, work)
 
 
@@ -149,13 +158,14 @@ def _render_clip(job: RenderJob, on_progress: Progress, now_s: Callable[[], floa
 
         with started_engine(job.settings, _size_on(job, clip.width, clip.height)) as (engine, device):
             total = _frame_total(clip.frame_count, job.max_frames)
-            started_s, done = now_s(), 0
+            started_s, done, steps = now_s(), 0, 0
             with VideoWriter(job.output, engine.settings.size, clip.fps, audio_from=job.source) as out:
-                for pixels, frame in stylise_in_order(engine, itertools.islice(clip, job.max_frames)):
-                    out.write(pixels, frame.pts_s)
-                    done += 1
+                for pending, frame in stylise_in_order(engine, itertools.islice(clip, job.max_frames)):
+                    out.write(pending.result(), frame.pts_s)
+                    done, steps = done + 1, steps + pending.steps
                     on_progress(done, total)
-            work = Work(frames=done, seconds=now_s() - started_s, clip_fps=clip.fps, device=device)
+            seconds = now_s() - started_s
+            work = Work(frames=done, steps=steps, seconds=seconds, clip_fps=clip.fps, device=device)
             return _summary(job, engine.settings, work)
 
 
@@ -171,8 +181,8 @@ def _frame_total(frame_count: int | None, max_frames: int | None) -> int | None:
     return min(known, default=None)
 
 
-def stylise_in_order(engine: "Engine", frames: Iterable[ClipFrame]) -> Iterator[tuple[Pixels, ClipFrame]]:
-    """Stylise frames in their order, keeping the engine busy with the next one while the last is fetched."""
+def stylise_in_order(engine: "Engine", frames: Iterable[ClipFrame]) -> Iterator[tuple["Pending", ClipFrame]]:
+    """Stylise frames in their order, each finished, keeping the engine busy with the next while one is fetched."""
     waiting: deque[tuple[Pending, ClipFrame]] = deque()
     for frame in frames:
         waiting.append((engine.submit(frame.pixels), frame))
@@ -182,9 +192,10 @@ def stylise_in_order(engine: "Engine", frames: Iterable[ClipFrame]) -> Iterator[
         yield _fetch(waiting)
 
 
-def _fetch(waiting: "deque[tuple[Pending, ClipFrame]]") -> tuple[Pixels, ClipFrame]:
+def _fetch(waiting: "deque[tuple[Pending, ClipFrame]]") -> tuple["Pending", ClipFrame]:
     pending, frame = waiting.popleft()
-    return pending.result(), frame
+    pending.result()
+    return pending, frame
 
 
 def _summary(job: RenderJob, settings: Settings, work: Work) -> RenderSummary:
@@ -197,6 +208,8 @@ def _summary(job: RenderJob, settings: Settings, work: Work) -> RenderSummary:
         size=str(settings.size),
         preset=str(settings.mix),
         steps=settings.steps,
+        mean_steps=round(work.steps / max(work.frames, 1), 2),
+        temporal=settings.temporal,
         strength=settings.strength,
         seed=settings.seed,
         device=work.device,

@@ -4,7 +4,7 @@ Knows nothing of how many frames are on their way: the engine sees to that.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,9 +13,11 @@ import torch
 
 from instantvision.pipeline.config import Settings
 from instantvision.pipeline.fitting import fit
-from instantvision.pipeline.frame_pass import FramePass, frame_inputs
+from instantvision.pipeline.frame_inputs import Course, LatentMemory
+from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.frames import Pixels
 from instantvision.pipeline.model import LatentModel
+from instantvision.pipeline.temporal import Plan, Planner, Work
 
 # One frame is computed while its neighbours are uploaded and downloaded; more would only add delay.
 IN_FLIGHT_MAX = 2
@@ -41,10 +43,13 @@ class Pending:
 
     Args:
         finish: waits for the frame and gives its pixels and device time in ms.
+        steps: evaluations of the denoiser.
     """
 
-    def __init__(self, finish: Callable[[], tuple[Pixels, float]]) -> None:
+    def __init__(self, finish: Callable[[], tuple[Pixels, float]], steps: int = 0) -> None:
         self._finish = finish
+        self.steps = steps
+        """Evaluations of the denoiser for this frame; 0 for one that shows the picture before again."""
         self._pixels: Pixels | None = None
         self.device_ms: float | None = None
         """Time the device spent on this frame, after `result`; on a CPU the time `submit` took."""
@@ -82,6 +87,46 @@ class Runner(Protocol):
         """Release the device's memory; no frame is on its way."""
 
 
+class Desk:
+    """Which frames are painted with what under the present settings; the part of a runner that is the same everywhere.
+
+    Raises:
+        UnknownPreset: the model has no such preset.
+    """
+
+    def __init__(self, model: LatentModel, settings: Settings) -> None:
+        self.course = Course(model, settings)
+        self.fresh_noise = settings.temporal == "off"
+        warm = settings.temporal == "warm"
+        self._planner = Planner(settings, self.course.full.steps) if warm else None
+        self._painted: Pending | None = None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether frames take over latents from the one before."""
+        return self._planner is not None and bool(self.course.full.steps)
+
+    def plan(self, pixels: Pixels) -> Plan:
+        """The work for a picture of the model's size."""
+        return self._planner.plan(pixels) if self._planner else Plan(Work.FULL)
+
+    def painted(self, pending: Pending) -> Pending:
+        """Remember the frame painted last."""
+        self._painted = pending
+        return pending
+
+    def repeat(self) -> Pending:
+        """The frame painted last once more, without any work."""
+        painted = self._painted
+        assert painted is not None, "the first frame is always painted"  # noqa: S101
+        return Pending(lambda: (painted.result().copy(), 0.0))
+
+    def measured(self, plan: Plan, numbers: Sequence[float]) -> None:
+        """Hand the numbers of a finished frame on to the planning of those to come."""
+        if self._planner:
+            self._planner.measured(plan, numbers)
+
+
 class CpuRunner:
     """Computes each frame while it is submitted."""
 
@@ -91,7 +136,9 @@ class CpuRunner:
 
     @torch.inference_mode()
     def use(self, settings: Settings) -> None:
-        self._inputs = frame_inputs(self._model, settings)
+        self._desk = Desk(self._model, settings)
+        self._memory = LatentMemory.empty(self._model, settings) if self._desk.remembers else None
+        self._generator = torch.Generator().manual_seed(settings.seed)
         self._settings = settings
 
     @torch.inference_mode()
@@ -100,9 +147,23 @@ class CpuRunner:
         size = self._settings.size
         # Always into memory of our own: the camera's may be read-only, which torch warns of.
         fitted = fit(pixels, size, self._settings.fit, out=np.empty((size.height, size.width, 3), np.uint8))
-        stylised = self._frame_pass(torch.from_numpy(fitted), self._inputs, mirror=self._settings.mirror)
+        desk, plan = self._desk, self._desk.plan(fitted)
+        if plan.work is Work.REPEAT:
+            return desk.repeat()
+        inputs = desk.course.inputs(plan)
+        if desk.fresh_noise:
+            inputs.noise.normal_(generator=self._generator)
+        stylised = self._frame_pass(
+            torch.from_numpy(fitted),
+            inputs,
+            mirror=self._settings.mirror,
+            memory=self._memory,
+            warm=plan.work is Work.WARM,
+        )
+        if self._memory:
+            desk.measured(plan, self._memory.numbers.tolist())
         device_ms = (time.perf_counter() - started_s) * 1e3
-        return Pending(lambda: (stylised.numpy(), device_ms))
+        return desk.painted(Pending(lambda: (stylised.numpy(), device_ms), inputs.steps))
 
     def close(self) -> None:
         """There is nothing to release: memory goes with the runner."""

@@ -88,7 +88,31 @@ def equal_log_snr_timesteps(alphas_cumprod: Tensor, steps: int, strength: float)
     end = min(cleanest, start // 2)
     targets = torch.linspace(float(snr[start]), float(snr[end]), steps + 1, dtype=torch.float64)[:-1]
     nearest = (snr[None, :] - targets[:, None]).abs().argmin(1).tolist()
-    return _strictly_falling(nearest, start)
+    return strictly_falling(nearest, start)
+
+
+def warm_timesteps(timesteps: list[int], steps: int) -> list[int]:
+    """A shorter schedule for a frame that has one before it: the noisiest timestep, then the cleaner half.
+
+    One evaluation at the noisiest shows where the new frame differs; from the middle on the frame before, brought back
+    to that much noise, is as good a start as its own way there.
+
+    Args:
+        timesteps: of a full frame, falling.
+        steps: evaluations; all timesteps if there are no more than that.
+
+    Returns:
+        Falling.
+    """
+    count = len(timesteps)
+    if steps >= count:
+        return timesteps
+    if steps <= 1:
+        return timesteps[:steps]
+    start = min(count // 2, count - (steps - 1))
+    # Each is at least one further than the one before, so rounding down keeps them apart.
+    later = [start + i * (count - start) // (steps - 1) for i in range(steps - 1)]
+    return [timesteps[0], *(timesteps[i] for i in later)]
 
 
 def step_coefficients(alphas_cumprod: Tensor, timesteps: list[int], prediction: Prediction) -> Tensor:
@@ -153,8 +177,8 @@ def _usable_range(snr: Tensor) -> tuple[int, int]:
     return cleanest, noisiest
 
 
-def _strictly_falling(timesteps: list[int], start: int) -> list[int]:
-    """Push equal neighbours apart: downwards, then up from zero; `start` is at least len - 1, so there is room."""
+def strictly_falling(timesteps: list[int], start: int) -> list[int]:
+    """Push equal neighbours apart: downwards from `start`, at least len - 1, then up from zero."""
     falling = [start]
     for timestep in timesteps[1:]:
         falling.append(min(timestep, falling[-1] - 1))

@@ -48,6 +48,10 @@ class Pending(Protocol):
     def device_ms(self) -> float | None:
         """Device time, known after result()."""
 
+    @property
+    def steps(self) -> int:
+        """Evaluations of the denoiser."""
+
     def result(self) -> Pixels:
         """The picture, freshly allocated; waits for it."""
 
@@ -363,7 +367,8 @@ class _EngineStage:
     def _deliver(self, work: _InFlight) -> None:
         pixels = work.pending.result()
         now_s = self._wires.clock.now_s()
-        self._wires.meter.finished(now_s, (now_s - work.submitted_s) * 1e3, work.pending.device_ms)
+        call_ms = (now_s - work.submitted_s) * 1e3
+        self._wires.meter.finished(now_s, call_ms, work.pending.device_ms, work.pending.steps)
         frame = Frame(
             pixels=fit(pixels, self._size, "letterbox"),
             index=work.raw.index,

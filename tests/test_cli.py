@@ -282,3 +282,19 @@ def test_debug_shows_where_an_expected_error_came_from(clip: Path, monkeypatch: 
     assert isinstance(result.exception, EngineError)
     result = invoke("render", clip, clip.with_name("out.mp4"))
     assert (result.exit_code, result.stderr) == (1, "EngineError: no memory\n")
+
+
+def test_render_tells_the_steps_a_frame(clip: Path, tmp_path: Path) -> None:
+    arguments = ("render", clip, tmp_path / "out.mp4", *TINY, "--steps", "3", "--json")
+    summary = json.loads(invoke(*arguments, "--temporal", "noise").stdout)
+    assert (summary["temporal"], summary["steps"], summary["mean_steps"]) == ("noise", 3, 3.0)
+    warm = json.loads(invoke(*arguments, "--steps-ceiling", "2", "--epsilon", "0").stdout)
+    assert warm["temporal"] == "warm"
+    assert warm["mean_steps"] < 3
+
+
+@pytest.mark.parametrize("option", [("--epsilon", "2"), ("--steps-floor", "9"), ("--temporal", "all")])
+def test_temporal_options_out_of_range_are_usage_errors(
+    clip: Path, tmp_path: Path, option: tuple[str, str]
+) -> None:
+    assert invoke("render", clip, tmp_path / "out.mp4", *option).exit_code == 2

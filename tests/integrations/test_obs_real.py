@@ -87,7 +87,7 @@ class StampingEngine:
 
 class Stamp:
     def __init__(self, value: int) -> None:
-        self.device_ms, self._value = 1.0, value
+        self.device_ms, self.steps, self._value = 1.0, 1, value
 
     def result(self) -> Pixels:
         return np.full((SIZE.height, SIZE.width, 3), self._value, np.uint8)

@@ -22,6 +22,7 @@ class Bench:
     frame_ops: ModuleType
     step_ops: ModuleType
     layer_ops: Any
+    temporal_ops: ModuleType
     device: str
     # Triton's own functions, sums and the like, that the kernels call while they are interpreted.
     library: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +73,12 @@ def interpreted() -> Iterator[Bench]:
         kinds = interpreter.InterpretedFunction
         library = {name: f for name, f in vars(copy).items() if isinstance(f, kinds)}
         bench = Bench(
-            _interpreted("frame_ops"), _interpreted("step_ops"), _interpreted_layers(), "cpu", library
+            _interpreted("frame_ops"),
+            _interpreted("step_ops"),
+            _interpreted_layers(),
+            _interpreted("temporal_ops"),
+            "cpu",
+            library,
         )
         patch.delenv("TRITON_INTERPRET")
         yield bench
@@ -95,6 +101,6 @@ def interpreter(interpreted: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
 def bench(request: pytest.FixtureRequest) -> Bench:
     if request.param == "interpreter":
         return request.getfixturevalue("interpreter")
-    from instantvision.kernels import frame_ops, layer_ops, step_ops
+    from instantvision.kernels import frame_ops, layer_ops, step_ops, temporal_ops
 
-    return Bench(frame_ops, step_ops, layer_ops, "cuda")
+    return Bench(frame_ops, step_ops, layer_ops, temporal_ops, "cuda")

@@ -10,12 +10,19 @@ if importlib.util.find_spec("triton") is None:
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile  # noqa: A004
 
-from instantvision.kernels import frame_ops, step_ops
+from instantvision.kernels import frame_ops, step_ops, temporal_ops
 
 # The GPU generations we care for: Turing has no bf16, Hopper is what we measure on.
 TARGETS = [(75, "*fp16"), (80, "*bf16"), (90, "*bf16")]
 FRAME = {"FOLD": 4, "BGR": False, "BLOCK": 1024}
 STRIDES = {"channel_stride": "i32", "row_stride": "i32", "column_stride": "i32"}
+LATENT_SIZES = {"columns": "i32", "channels": "i32", "count": "i32"}
+
+
+def strides(*tensors):
+    return {f"{tensor}_{axis}": "i32" for tensor in tensors for axis in ("channel", "row", "column")}
+
+
 KERNELS = [
     (
         frame_ops.pixels_to_input_kernel,
@@ -43,12 +50,37 @@ KERNELS = [
         {
             "p_prediction": "LATENT",
             "p_noisy": "LATENT",
+            "p_extra": "LATENT",
             "p_coefficients": "*fp32",
             "p_out": "LATENT",
             "p_x0": "LATENT",
             "count": "i32",
         },
-        {"WRITE_X0": True, "BLOCK": 1024},
+        {"READ_EXTRA": True, "WRITE_X0": True, "BLOCK": 1024},
+    ),
+    (
+        temporal_ops.motion_kernel,
+        {"p_latents": "LATENT", "p_before": "LATENT", "p_out": "*fp32"}
+        | strides("one", "other")
+        | {"columns": "i32", "count": "i32"},
+        {"CHANNELS": 32, "BLOCK": 128},
+    ),
+    (
+        temporal_ops.gate_kernel,
+        {"p_motion": "*fp32", "p_limits": "*fp32", "p_out": "*fp32", "rows": "i32", "columns": "i32"},
+        {"BLOCK": 128},
+    ),
+    (
+        temporal_ops.spread_kernel,
+        {"p_gate": "*fp32", "p_out": "*fp32", "rows": "i32", "columns": "i32"},
+        {"BLOCK": 128},
+    ),
+    (
+        temporal_ops.blend_kernel,
+        {"p_kept": "LATENT", "p_new": "LATENT", "p_share": "*fp32", "p_out": "LATENT"}
+        | strides("kept", "new", "out")
+        | LATENT_SIZES,
+        {"CHANNELS": 32, "POSITIONS": 32},
     ),
 ]
 

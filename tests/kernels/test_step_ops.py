@@ -60,6 +60,23 @@ def test_denoise_step(bench, shape, dtype, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
+def test_denoise_step_with_a_third_part_that_x0_is_written_over(bench, shape, dtype, layout):
+    prediction, noisy, extra = (latents(shape, dtype, seed, bench.device) for seed in (0, 1, 2))
+    noisy = noisy.contiguous(memory_format=layout)
+    extra = extra.contiguous(memory_format=layout)
+    coefficients = row(0.9, -0.4, 0.7, 0.2, -0.3, device=bench.device)
+    x0 = 0.9 * noisy.float() - 0.4 * prediction.float()
+    expected = (0.7 * x0 + 0.2 * noisy.float() - 0.3 * extra.float()).to(dtype)
+    close(reference.denoise_step(prediction, noisy, coefficients, extra=extra), expected)
+    out = torch.full_like(noisy, torch.nan)
+    bench.step_ops.denoise_step(prediction, noisy, coefficients, extra=extra, out=out, x0_out=extra)
+    close(out, expected)
+    close(extra, x0.to(dtype))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_add_noise(bench, shape, dtype, layout):
     clean, noise = (latents(shape, dtype, seed, bench.device) for seed in (0, 1))
     clean = clean.contiguous(memory_format=layout)
@@ -100,6 +117,8 @@ def test_refuses_latents_of_two_forms(bench):
         bench.step_ops.denoise_step(torch.zeros(1, 4, 8, 9), noisy, torch.zeros(4))
     with pytest.raises(ValueError, match=r"coefficients are float32\[2\], expected float32\[4\]"):
         bench.step_ops.denoise_step(noisy, noisy, torch.zeros(2))
+    with pytest.raises(ValueError, match=r"coefficients are float32\[4\], expected float32\[5\]"):
+        bench.step_ops.denoise_step(noisy, noisy, torch.zeros(4), extra=noisy)
 
 
 def test_a_kernel_refuses_memory_in_another_order(bench):

@@ -14,7 +14,7 @@ from instantvision.pipeline.config import Mix, Settings, Size
 from instantvision.pipeline.cuda_runner import CudaRunner, is_out_of_memory, next_smaller
 from instantvision.pipeline.engine import Engine, EngineOptions
 from instantvision.pipeline.errors import EngineError
-from instantvision.pipeline.frame_pass import frame_inputs
+from instantvision.pipeline.frame_inputs import frame_inputs
 
 SETTINGS = Settings(size=Size(64, 64), steps=2)
 SIZES = [Size(side, 64) for side in (64, 80, 96, 112, 128)]
@@ -26,17 +26,21 @@ class Recordings:
     def __init__(self):
         self.made, self.alive, self.fits = [], set(), lambda size, alive: True
 
-    def __call__(self, call, inputs, size, streams, device):
+    def __call__(self, call, inputs, size, streams, device, numbers):
         if not self.fits(size, self.alive):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         self.made.append(size)
-        return Recording(self, inputs.clone(), size)
+        return Recording(self, inputs, size)
 
 
 class Recording:
     def __init__(self, owner, inputs, size):
-        self.owner, self.inputs, self.size = owner, inputs, size
+        self.owner, self.size = owner, size
+        self.inputs = {variant: each.clone() for variant, each in inputs.items()}
         owner.alive.add(size)
+
+    def write(self, variant, inputs):
+        self.inputs[variant].copy_(inputs)
 
     def __del__(self):
         self.owner.alive.discard(self.size)
@@ -65,14 +69,13 @@ def at(size):
 def test_a_changed_look_records_nothing_and_rewrites_the_buffers(recordings, toy_model, change):
     runner = CudaRunner(toy_model, SETTINGS, EngineOptions())
     inputs = runner._current.inputs
-    before = inputs.clone()
+    before = {variant: each.clone() for variant, each in inputs.items()}
     runner.use(replace(SETTINGS, **change))
     assert recordings.made == [SETTINGS.size]
     assert runner._current.inputs is inputs
-    changed = any(
-        not torch.equal(one, other) for one, other in zip(inputs._tensors(), before._tensors(), strict=True)
-    )
-    assert changed == ("fit" not in change)
+    for variant in before:
+        pairs = zip(inputs[variant]._tensors(), before[variant]._tensors(), strict=True)
+        assert any(not torch.equal(one, other) for one, other in pairs) == ("fit" not in change)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +130,10 @@ def held(recordings, monkeypatch):
     """Recordings after the first wait until this event is set."""
     go = threading.Event()
 
-    def recorded(call, inputs, size, streams, device):
+    def recorded(*arguments):
         if recordings.made:
             assert go.wait(10)
-        return recordings(call, inputs, size, streams, device)
+        return recordings(*arguments)
 
     monkeypatch.setattr(cuda_runner, "RecordedFrame", recorded)
     return go
@@ -153,7 +156,7 @@ def test_the_old_size_serves_while_a_new_one_is_recorded(recordings, toy_model, 
     assert runner._current.size == SIZES[1]
     assert runner._settings.seed == 5
     expected = frame_inputs(toy_model, replace(at(SIZES[1]), seed=5)).noise
-    assert torch.equal(runner._current.inputs.noise, expected)
+    assert all(torch.equal(inputs.noise, expected) for inputs in runner._current.inputs.values())
     assert recordings.made == [SIZES[0], SIZES[1]]
     runner.close()
 

@@ -13,7 +13,8 @@ from instantvision.pipeline import engine as engine_module
 from instantvision.pipeline.config import Mix, Settings, Size
 from instantvision.pipeline.engine import Engine, Pending
 from instantvision.pipeline.errors import EngineError, UnknownPreset
-from instantvision.pipeline.frame_pass import FramePass, frame_inputs, noise_field
+from instantvision.pipeline.frame_inputs import frame_inputs, noise_field
+from instantvision.pipeline.frame_pass import FramePass
 
 SETTINGS = Settings(size=Size(64, 96), steps=3, strength=0.6, seed=5)
 # bfloat16 keeps 8 bits, and a few steps add up: so many of 255 levels may a GPU differ from the CPU.

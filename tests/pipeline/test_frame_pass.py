@@ -6,7 +6,8 @@ import torch
 
 from instantvision.kernels import reference
 from instantvision.pipeline.config import Settings, Size
-from instantvision.pipeline.frame_pass import FramePass, frame_inputs
+from instantvision.pipeline.frame_inputs import frame_inputs
+from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.model import predict
 from instantvision.pipeline.sampler import denoise
 from instantvision.pipeline.schedule import equal_log_snr_timesteps, step_coefficients

@@ -85,7 +85,7 @@ def run_of(shown: list[Shown], meter: Meter | None = None) -> Meter:
     meter = meter or Meter()
     for number, kind in enumerate(shown):
         meter.captured(number / 60)
-        meter.finished(number / 60, call_ms=11.0, device_ms=9.0)
+        meter.finished(number / 60, call_ms=11.0, device_ms=9.0, steps=number % 4)
         meter.sent(number / 60, kind, latency_ms=20.0, missed=0)
     return meter
 
@@ -103,6 +103,12 @@ def test_every_tick_is_counted_as_one_kind() -> None:
     assert stats.fps_out == stats.fps_source == stats.fps_engine == pytest.approx(60)
     assert stats.engine_device_ms.p95 == pytest.approx(9, rel=0.01)
     assert stats.engine_call_ms.p99 == pytest.approx(11, rel=0.01)
+
+
+def test_steps_are_counted_over_all_and_over_the_last_pictures() -> None:
+    stats = run_of([Shown.FRESH] * 4000).stats(70.0, around())
+    assert stats.mean_steps == stats.recent.mean_steps == 1.5
+    assert Meter().stats(0.0, around()).mean_steps == 0
 
 
 def test_a_run_without_a_picture_has_no_repeats() -> None:
@@ -125,6 +131,7 @@ def test_the_figures_are_plain_json() -> None:
     assert plain["settings"]["mix"] == "oil:0.75,ink:0.25"
     assert plain["settings"]["size"] == "512x512"
     assert plain["steps"] == 6
+    assert plain["mean_steps"] == plain["recent"]["mean_steps"] == 0.5
     assert plain["repeated_fraction"] == 0.5
     assert (plain["dropped_capture"], plain["dropped_engine"], plain["threads_left"]) == (3, 1, 0)
     assert set(plain["latency_ms"]) == {"count", "mean", "p50", "p95", "p99"}

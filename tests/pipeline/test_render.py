@@ -1,6 +1,5 @@
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 from instantvision.integrations.video_reader import ClipFrame, VideoReader
 from instantvision.pipeline.config import Mix, Settings, Size
-from instantvision.pipeline.engine import Engine
+from instantvision.pipeline.engine import Engine, Pending
 from instantvision.pipeline.errors import ConfigError, SinkError, SourceError
 from instantvision.pipeline.frames import Pixels
 from instantvision.pipeline.pictures import read_picture, write_picture
@@ -41,11 +40,11 @@ class CountingEngine:
     def submit(self, pixels: Pixels) -> Any:
         self.waiting += 1
         self.most_waiting = max(self.waiting, self.most_waiting)
-        return SimpleNamespace(result=lambda: self._finish(pixels))
+        return Pending(lambda: self._finish(pixels))
 
-    def _finish(self, pixels: Pixels) -> Pixels:
+    def _finish(self, pixels: Pixels) -> tuple[Pixels, float]:
         self.waiting -= 1
-        return pixels
+        return pixels, 1.0
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
@@ -57,7 +56,7 @@ def test_frames_come_out_in_their_order_with_two_on_their_way(count: int) -> Non
     ]
     made = list(stylise_in_order(cast("Engine", engine), frames))
     assert [frame for _, frame in made] == frames
-    assert all(pixels is frame.pixels for pixels, frame in made)
+    assert all(pending.result() is frame.pixels for pending, frame in made)
     assert (engine.waiting, engine.most_waiting) == (0, min(2, count))
 
 

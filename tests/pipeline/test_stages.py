@@ -78,6 +78,7 @@ class FakeSink:
 class FakePending:
     def __init__(self, finish: Callable[[], Pixels]) -> None:
         self.device_ms: float | None = None
+        self.steps = 3
         self._finish = finish
 
     def result(self) -> Pixels:

@@ -1,0 +1,168 @@
+"""What a frame is made with besides its pixels, and what it hands on to the next one.
+
+Knows nothing of how the arithmetic runs (frame_pass.py) or of who decides on the work (temporal.py).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from instantvision.pipeline.config import Settings
+from instantvision.pipeline.model import LatentModel, Prepared
+from instantvision.pipeline.schedule import (
+    equal_log_snr_timesteps,
+    noise_coefficients,
+    step_coefficients,
+    warm_timesteps,
+)
+from instantvision.pipeline.temporal import Plan, Work
+
+# Root mean square distance of latents, of unit variance, over a position and its neighbours: a webcam's noise and
+# compression make 0.1 to 0.13, a hand or a turning head 0.3 and more, as measured with mini.
+MOTION_LIMITS = (0.16, 0.40)
+# No distance is below these: every gate is open.
+ALWAYS_OPEN = (-2.0, -1.0)
+
+
+@dataclass(frozen=True)
+class FrameInputs:
+    """What a frame is made with besides its pixels; constant while the settings are.
+
+    Args:
+        prepared: of the model, one row a step.
+        noise: unit normal field, [1, C, h, w].
+        coefficients: one row a step, [S, 4], float32.
+        start: shares of picture and noise at the first timestep, [2], float32.
+        rejoin: the same at the second timestep, zeros if there is none; a warm frame starts again from there.
+        limits: distances of latents between which a warm frame's gate opens, [2], float32.
+    """
+
+    prepared: Prepared
+    noise: Tensor
+    coefficients: Tensor
+    start: Tensor
+    rejoin: Tensor
+    limits: Tensor
+
+    @property
+    def steps(self) -> int:
+        """Evaluations of the denoiser; 0 at strength 0."""
+        return len(self.coefficients)
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Of all tensors: inputs of equal shapes can be written over each other."""
+        return tuple(tensor.shape for tensor in self._tensors())
+
+    def clone(self) -> "FrameInputs":
+        """The same values in memory of their own."""
+        prepared = tuple(tensor.contiguous().clone() for tensor in self.prepared)
+        return FrameInputs(prepared, *(tensor.clone() for tensor in self._tensors()[len(prepared) :]))
+
+    def copy_(self, other: "FrameInputs") -> None:
+        """Take over the values of inputs of equal shapes."""
+        for mine, new in zip(self._tensors(), other._tensors(), strict=True):
+            mine.copy_(new)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (*self.prepared, self.noise, self.coefficients, self.start, self.rejoin, self.limits)
+
+
+def frame_inputs(model: LatentModel, settings: Settings) -> FrameInputs:
+    """Of a frame with all steps that takes nothing over, on the model's device.
+
+    Raises:
+        UnknownPreset: the model has no such preset.
+    """
+    return Course(model, settings).full
+
+
+class Course:
+    """Everything that frames with these settings need, computed once, on the model's device.
+
+    Raises:
+        UnknownPreset: the model has no such preset.
+    """
+
+    def __init__(self, model: LatentModel, settings: Settings) -> None:
+        self._model = model
+        self._conditioning = model.condition(settings.mix, settings.size)
+        noise = noise_field(model, settings)
+        self._noise = noise.to(model.device, model.dtype, memory_format=torch.channels_last)
+        timesteps = equal_log_snr_timesteps(model.alphas_cumprod, settings.steps, settings.strength)
+        self.full = self._inputs(timesteps, ALWAYS_OPEN)
+        self._settle = replace(self.full, limits=torch.tensor(MOTION_LIMITS, device=model.device))
+        self._warm_timesteps = warm_timesteps(timesteps, settings.steps_ceiling)
+        self._warm: dict[tuple[int, ...], FrameInputs] = {}
+
+    def inputs(self, plan: Plan) -> FrameInputs:
+        """For a plan with any work in it; the same object whenever it is the same plan."""
+        if plan.work is Work.WARM:
+            return self.warm(plan.kept)
+        return self._settle if plan.work is Work.SETTLE else self.full
+
+    def warm(self, kept: tuple[int, ...]) -> FrameInputs:
+        """For some of the warm schedule's steps, by index."""
+        if kept not in self._warm:
+            timesteps = [self._warm_timesteps[i] for i in kept]
+            self._warm[kept] = self._inputs(timesteps, MOTION_LIMITS)
+        return self._warm[kept]
+
+    def _inputs(self, timesteps: list[int], limits: tuple[float, float]) -> FrameInputs:
+        model, device = self._model, self._model.device
+        coefficients = step_coefficients(model.alphas_cumprod, timesteps, model.prediction)
+        prepared: Prepared = ()
+        if timesteps:
+            prepared = model.prepare(torch.tensor(timesteps, device=device), self._conditioning)
+        start, rejoin = (
+            noise_coefficients(model.alphas_cumprod, timesteps[i]) if i < len(timesteps) else torch.zeros(2)
+            for i in (0, 1)
+        )
+        return FrameInputs(
+            prepared,
+            self._noise,
+            coefficients.to(device),
+            start.to(device),
+            rejoin.to(device),
+            torch.tensor(limits, device=device),
+        )
+
+
+@dataclass(frozen=True)
+class LatentMemory:
+    """What a frame leaves behind on the device for the next one.
+
+    Args:
+        source: the picture's latents, [1, C, h, w]: of each region, from when it last moved.
+        stylised: the clean latents that were painted from it, likewise.
+        numbers: float32 [STEPS]: the share of the picture that moved, then the root mean square change of x0, where it
+            moved, by each step after the first; 0 for steps that were not taken.
+    """
+
+    source: Tensor
+    stylised: Tensor
+    numbers: Tensor
+
+    @classmethod
+    def empty(cls, model: LatentModel, settings: Settings) -> "LatentMemory":
+        """For a size; a frame whose gates are all open must come first."""
+        size, pixels = settings.size, model.downsampling
+        shape = (1, model.latent_channels, size.height // pixels, size.width // pixels)
+        source, stylised = (
+            torch.zeros(shape, dtype=model.dtype, device=model.device).contiguous(
+                memory_format=torch.channels_last
+            )
+            for _ in range(2)
+        )
+        return cls(source, stylised, torch.zeros(settings.steps_ceiling, device=model.device))
+
+
+def noise_field(model: LatentModel, settings: Settings) -> Tensor:
+    """The frozen noise of a seed and size, [1, C, h, w], float32 on the CPU.
+
+    Drawn on the CPU: generators of different devices give different numbers for one seed.
+    """
+    size, pixels = settings.size, model.downsampling
+    shape = (1, model.latent_channels, size.height // pixels, size.width // pixels)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))

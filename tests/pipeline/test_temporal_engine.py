@@ -1,0 +1,156 @@
+"""What the frames of an engine take over from each other, on the CPU and, where there is one, on a GPU."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from instantvision.pipeline.config import Mix, Settings, Size
+from instantvision.pipeline.engine import Engine
+from instantvision.pipeline.frame_inputs import Course, LatentMemory
+from instantvision.pipeline.frame_pass import FramePass
+from instantvision.pipeline.temporal import SETTLE_FRAMES, Plan, Work
+
+SETTINGS = Settings(size=Size(256, 192), epsilon=0.0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def model(request):
+    return request.getfixturevalue("toy_model" if request.param == "cpu" else "toy_model_on_gpu")
+
+
+@pytest.fixture
+def make_engine(model):
+    engines = []
+
+    def make(**changes):
+        engines.append(Engine(model, replace(SETTINGS, **changes)))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def scene(seed=0):
+    coarse = np.random.default_rng(seed).integers(30, 220, (7, 9, 3), np.uint8)
+    return cv2.resize(coarse, (256, 192), interpolation=cv2.INTER_CUBIC)
+
+
+def with_hand(pixels, left):
+    picture = pixels.copy()
+    picture[120:170, left : left + 40] = (220, 170, 140)
+    return picture
+
+
+def noisy(pixels, seed):
+    noise = np.random.default_rng(seed).normal(0, 3, pixels.shape)
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+
+
+def play(engine, pictures):
+    """Every picture's result and steps, with two on their way."""
+    pendings, results = [], []
+    for picture in pictures:
+        pendings.append(engine.submit(picture))
+        results += [pending.result() for pending in pendings[-2:-1]]
+    return [*results, pendings[-1].result()], [pending.steps for pending in pendings]
+
+
+def test_a_still_scene_costs_nothing_and_does_not_drift(make_engine):
+    results, steps = play(make_engine(), [noisy(scene(), seed) for seed in range(100)])
+    assert steps == [8] + [0] * 99
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_a_still_scene_after_motion_is_painted_once_more_and_then_stays(make_engine):
+    pictures = [scene(), with_hand(scene(), 60)] + [noisy(with_hand(scene(), 60), seed) for seed in range(60)]
+    results, steps = play(make_engine(), pictures)
+    assert steps == [8, 4] + [0] * (SETTLE_FRAMES - 1) + [8] + [0] * (60 - SETTLE_FRAMES)
+    settled = results[1 + SETTLE_FRAMES :]
+    assert all(np.array_equal(result, settled[0]) for result in settled)
+
+
+def test_a_cut_is_the_frame_that_nothing_came_before(make_engine):
+    results, steps = play(make_engine(), [scene(), with_hand(scene(), 60), scene(5)])
+    assert steps == [8, 4, 8]
+    assert np.array_equal(results[2], make_engine(temporal="noise").stylise(scene(5)))
+
+
+def test_what_does_not_move_stays_bit_by_bit_and_what_moves_is_painted(make_engine):
+    first, second = play(make_engine(), [noisy(scene(), 1), noisy(with_hand(scene(), 200), 2)])[0]
+    # The hand begins at column 200: the gate's softness and reach are four positions of 16 pixels.
+    assert np.array_equal(first[:, :112], second[:, :112])
+    alone = make_engine(temporal="noise").stylise(noisy(with_hand(scene(), 200), 2))
+    hand = np.s_[128:160, 208:232]
+    assert (
+        np.abs(second[hand].astype(int) - alone[hand]).mean()
+        < np.abs(second[hand].astype(int) - first[hand]).mean() / 4
+    )
+
+
+def test_nothing_stays_behind_where_something_was(make_engine):
+    pictures = [with_hand(scene(), left) for left in range(20, 200, 6)]
+    last = play(make_engine(), [*pictures, scene()])[0][-1]
+    alone = make_engine(temporal="noise").stylise(scene())
+    # Motion below the gate's limits may be a few levels behind.
+    assert np.abs(last.astype(int) - alone).mean() < 4
+
+
+def test_fresh_noise_differs_from_frame_to_frame_and_not_from_run_to_run(make_engine):
+    one, steps = play(make_engine(temporal="off"), [scene()] * 3)
+    other, _ = play(make_engine(temporal="off"), [scene()] * 3)
+    assert steps == [8] * 3
+    assert not np.array_equal(one[0], one[1])
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_frozen_noise_gives_one_picture_for_one_picture(make_engine):
+    results, steps = play(make_engine(temporal="noise"), [scene()] * 3)
+    assert steps == [8] * 3
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("change", [{"mix": Mix.parse("ink")}, {"seed": 3}, {"mirror": True}])
+def test_a_changed_look_shows_at_once_on_a_still_scene(make_engine, change):
+    engine = make_engine()
+    before, _ = play(engine, [scene()] * 5)
+    engine.update(replace(engine.settings, **change))
+    after, steps = play(engine, [scene()] * 2)
+    assert steps == [8, 0]
+    assert not np.array_equal(before[-1], after[0])
+    assert np.array_equal(after[0], make_engine(temporal="noise", **change).stylise(scene()))
+
+
+def test_a_repeated_frame_is_the_callers_own(make_engine):
+    engine = make_engine()
+    first = engine.stylise(scene())
+    again = engine.stylise(scene())
+    assert not np.shares_memory(first, again)
+
+
+def test_steps_that_do_little_are_left_out_of_later_frames(make_engine):
+    engine = make_engine(epsilon=1.0, steps_floor=2)
+    _, steps = play(engine, [with_hand(scene(), 20 + 6 * i) for i in range(30)])
+    assert steps[1] == 4
+    assert steps[-1] == 2
+
+
+def test_numbers_tell_what_moved_and_what_each_step_did(toy_model):
+    frame_pass, course = FramePass(toy_model), Course(toy_model, SETTINGS)
+    memory = LatentMemory.empty(toy_model, SETTINGS)
+    plans = [Plan(Work.FULL), Plan(Work.WARM, (0, 1, 2, 3)), Plan(Work.WARM, (0, 2))]
+    numbers = []
+    for plan, picture in zip(plans, (scene(), with_hand(scene(), 60), with_hand(scene(), 90)), strict=True):
+        inputs, warm = course.inputs(plan), plan.work is Work.WARM
+        with torch.inference_mode():
+            frame_pass(torch.from_numpy(picture), inputs, mirror=False, memory=memory, warm=warm)
+        numbers.append(memory.numbers.tolist())
+    full, four, two = numbers
+    assert full == [1, 0, 0, 0]
+    assert 0 < four[0] < 0.5
+    assert all(change > 0 for change in four[1:])
+    assert two[1] > 0
+    assert two[2:] == [0, 0]
