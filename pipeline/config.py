@@ -132,7 +132,7 @@ class Settings:
     seed: int = 0
     fit: Fit = "cover"
     mirror: bool = False
-    temporal: Temporal = "warm"
+    temporal: Temporal = "noise"
     epsilon: float = 0.06
     steps_floor: int = 2
     steps_ceiling: int = 4

@@ -13,7 +13,7 @@ from instantvision.pipeline.frame_inputs import Course, LatentMemory
 from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.temporal import SETTLE_FRAMES, Plan, Work
 
-SETTINGS = Settings(size=Size(256, 192), epsilon=0.0)
+SETTINGS = Settings(temporal="warm", size=Size(256, 192), epsilon=0.0)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
