@@ -65,7 +65,7 @@ def painted(style: str, picture: np.ndarray) -> np.ndarray:
 def stylise(model: Mini, style: str, picture: np.ndarray, steps: int) -> np.ndarray:
     """One picture through the engine; presets of one style have the style's name."""
     size = Size(picture.shape[1], picture.shape[0])
-    engine = Engine(model, Settings(mix=Mix.parse(style), size=size, steps=steps))
+    engine = Engine(model, Settings(mix=Mix.parse(style), size=size, steps=steps, temporal="noise"))
     try:
         return engine.stylise(picture)
     finally:
