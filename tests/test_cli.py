@@ -288,7 +288,9 @@ def test_render_tells_the_steps_a_frame(clip: Path, tmp_path: Path) -> None:
     arguments = ("render", clip, tmp_path / "out.mp4", *TINY, "--steps", "3", "--json")
     summary = json.loads(invoke(*arguments, "--temporal", "noise").stdout)
     assert (summary["temporal"], summary["steps"], summary["mean_steps"]) == ("noise", 3, 3.0)
-    warm = json.loads(invoke(*arguments, "--temporal", "warm", "--steps-ceiling", "2", "--epsilon", "0").stdout)
+    warm = json.loads(
+        invoke(*arguments, "--temporal", "warm", "--steps-ceiling", "2", "--epsilon", "0").stdout
+    )
     assert warm["temporal"] == "warm"
     assert warm["mean_steps"] < 3
 
