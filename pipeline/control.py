@@ -75,6 +75,7 @@ class ControlState:
             "size": str(settings.size),
             "fit": settings.fit,
             "mirror": settings.mirror,
+            "temporal": settings.temporal,
             "fade_s": self.fade_s,
             "show": self.show.value,
             "panic_mode": self.panic.value,
@@ -132,7 +133,7 @@ class Control:
                 preset: `oil`, or a mix such as `oil:0.7,ink:0.3`. Strength and seed follow the preset's own, unless
                     they are given too or had been set to something else than the preset before asks for.
                 look: `next` or `previous`, among all presets by name.
-                strength, seed, steps, size, fit, mirror: as in Settings; the size as text or a number.
+                strength, seed, steps, size, fit, mirror, temporal: as in Settings; the size as text or a number.
                 fade_s: seconds, 0..10.
                 show: `effect`, `slate`, `freeze`, `last-look` or `camera`.
                 bypass: True shows the camera, False the effect.
@@ -371,7 +372,7 @@ def _shown(value: object) -> str:
     return f"a {type(value).__name__}" if not isinstance(value, int) else "a number of very many digits"
 
 
-SETTINGS_KEYS = ("strength", "seed", "steps", "size", "fit", "mirror")
+SETTINGS_KEYS = ("strength", "seed", "steps", "size", "fit", "mirror", "temporal")
 READERS: Mapping[str, Callable[[str, object], Any]] = {
     "preset": _mix,
     "look": _one_of("next", "previous"),
@@ -381,6 +382,7 @@ READERS: Mapping[str, Callable[[str, object], Any]] = {
     "size": _size,
     "fit": _one_of("cover", "letterbox"),
     "mirror": _bool,
+    "temporal": _one_of("off", "noise", "warm"),
     "fade_s": _number,
     "show": _show_of(*(show.value for show in Show)),
     "bypass": _bool,

@@ -131,7 +131,7 @@ function show(now) {
   $("balance-row").hidden = !second;
   set("strength", now.strength, (value) => `${Math.round(value * 100)} %`);
   set("fade", now.fade_s, (value) => `${Number(value).toFixed(1)} s`);
-  set("steps", now.steps); set("seed", now.seed); set("panic-mode", now.panic_mode);
+  set("steps", now.steps); set("seed", now.seed); set("temporal", now.temporal); set("panic-mode", now.panic_mode);
   showButtons(now);
 }
 
@@ -287,6 +287,7 @@ function curve(pen, wide, high, which, colour) {
 const sends = (id, make) => { $(id).oninput = (event) => change(make(event.target.value)); };
 sends("strength", (value) => ({ strength: Number(value) }));
 sends("fade", (value) => ({ fade_s: Number(value) }));
+sends("temporal", (value) => ({ temporal: value }));
 sends("second", (name) => ({ preset: mix(parts(state.preset)[0].name, name, 0.5) }));
 sends("balance", (value) => { const [first, second] = parts(state.preset); return { preset: mix(first.name, second?.name, Number(value)) }; });
 for (const id of ["steps", "seed"]) $(id).onchange = (event) => { if (event.target.value !== "") change({ [id]: Number(event.target.value) }); };

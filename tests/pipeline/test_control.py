@@ -34,7 +34,8 @@ def make(settings: Settings = OIL, **options: Any) -> Control:
 def test_a_change_is_made_as_a_whole_and_counted() -> None:
     control = make()
     state = control.apply(
-        {"preset": "oil:3,ink:1", "strength": 0.5, "steps": 4, "size": 256, "fit": "letterbox", "fade_s": 2},
+        {"preset": "oil:3,ink:1", "strength": 0.5, "steps": 4, "size": 256, "fit": "letterbox", "fade_s": 2}
+        | {"temporal": "warm"},
         by="dock",
     )
     assert state is control.state
@@ -42,6 +43,7 @@ def test_a_change_is_made_as_a_whole_and_counted() -> None:
     assert dict(state.settings.mix.parts) == {"oil": 0.75, "ink": 0.25}
     assert state.settings.size == Size(256, 256)
     assert (state.settings.strength, state.settings.steps, state.settings.fit) == (0.5, 4, "letterbox")
+    assert state.settings.temporal == "warm"
 
 
 @pytest.mark.parametrize(
@@ -198,8 +200,8 @@ def test_a_listener_may_apply() -> None:
 def test_the_state_as_plain_values() -> None:
     assert make(panic=Show.LAST_LOOK).state.to_json() == {
         "version": 0, "preset": "oil", "strength": OIL.strength, "seed": OIL.seed, "steps": 8, "size": "512x512",
-        "fit": "cover", "mirror": False, "fade_s": 0.5, "show": "effect", "panic_mode": "last-look",
-        "changed_by": "start",
+        "fit": "cover", "mirror": False, "temporal": "noise", "fade_s": 0.5, "show": "effect",
+        "panic_mode": "last-look", "changed_by": "start",
     }  # fmt: skip
 
 

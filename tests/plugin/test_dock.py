@@ -168,6 +168,19 @@ def test_panic_and_back(page: "sync_api.Page", running: Running) -> None:
     assert running.control.state.show.value == "effect"
 
 
+def test_what_frames_keep_of_each_other_is_chosen(page: "sync_api.Page", running: Running) -> None:
+    opened(page, running)
+    page.select_option("#temporal", "warm")
+    for _ in range(200):
+        if running.control.state.settings.temporal == "warm":
+            break
+        page.wait_for_timeout(50)
+    assert running.control.state.settings.temporal == "warm"
+    # The page shows what the program says, not what was clicked.
+    running.control.apply({"temporal": "off"}, by="script")
+    until(page, "document.getElementById('temporal').value === 'off'")
+
+
 def test_the_camera_needs_a_yes(page: "sync_api.Page", running: Running) -> None:
     opened(page, running)
     page.click("#bypass")
