@@ -66,11 +66,11 @@ class CudaRunner:
         plan = desk.plan(fitted)
         if plan.work is Work.REPEAT:
             return desk.repeat()
-        inputs = desk.course.inputs(plan)
-        variant = Variant(inputs.steps, plan.work is Work.WARM)
-        self._current.write(variant, inputs)
-        if desk.fresh_noise:
-            with torch.cuda.stream(self._streams.compute):
+        with torch.cuda.stream(self._streams.compute):
+            inputs = desk.course.inputs(plan)
+            variant = Variant(inputs.steps, plan.work is Work.WARM)
+            self._current.write(variant, inputs)
+            if desk.fresh_noise:
                 self._current.inputs[variant].noise.normal_(generator=self._generator)
         self._current.launch(slot, variant)
         self._count += 1
