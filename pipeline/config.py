@@ -133,7 +133,7 @@ class Settings:
     fit: Fit = "cover"
     mirror: bool = False
     temporal: Temporal = "noise"
-    epsilon: float = 0.06
+    epsilon: float = 0.08
     steps_floor: int = 2
     steps_ceiling: int = 4
 

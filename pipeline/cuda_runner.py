@@ -85,8 +85,9 @@ class CudaRunner:
         """Use recorded graphs from the next frame on."""
         self._recorded.move_to_end(key)
         self._current, self._desk, self._settings = self._recorded[key], desk, settings
-        for variant, values in inputs.items():
-            self._current.write(variant, values)
+        with torch.cuda.stream(self._streams.compute):
+            for variant, values in inputs.items():
+                self._current.write(variant, values)
         self._generator = torch.Generator(self._model.device).manual_seed(settings.seed)
 
     def _adopt(self) -> None:
@@ -113,11 +114,11 @@ class CudaRunner:
         plan = desk.plan(fitted)
         if plan.work is Work.REPEAT:
             return desk.repeat()
-        inputs = desk.course.inputs(plan)
-        variant = Variant(inputs.steps, plan.work is Work.WARM)
-        self._current.write(variant, inputs)
-        if desk.fresh_noise:
-            with torch.cuda.stream(self._streams.compute):
+        with torch.cuda.stream(self._streams.compute):
+            inputs = desk.course.inputs(plan)
+            variant = Variant(inputs.steps, plan.work is Work.WARM)
+            self._current.write(variant, inputs)
+            if desk.fresh_noise:
                 self._current.inputs[variant].noise.normal_(generator=self._generator)
         self._current.launch(slot, variant)
         self._count += 1

@@ -87,14 +87,20 @@ class Course:
 
     def __init__(self, model: LatentModel, settings: Settings) -> None:
         self._model = model
-        self._conditioning = model.condition(settings.mix, settings.size)
-        noise = noise_field(model, settings)
-        self._noise = noise.to(model.device, model.dtype, memory_format=torch.channels_last)
+        conditioning = model.condition(settings.mix, settings.size)
+        noise = noise_field(model, settings).to(model.dtype, memory_format=torch.channels_last)
+        self._noise = _sent(noise, model.device)
+
+        def prepare(timesteps: list[int]) -> Prepared:
+            return model.prepare(_sent(torch.tensor(timesteps), model.device), conditioning)
+
         timesteps = equal_log_snr_timesteps(model.alphas_cumprod, settings.steps, settings.strength)
-        self.full = self._inputs(timesteps, ALWAYS_OPEN)
-        self._settle = replace(self.full, limits=torch.tensor(MOTION_LIMITS, device=model.device))
         self._warm_timesteps = warm_timesteps(timesteps, settings.steps_ceiling)
+        self._warm_prepared = prepare(self._warm_timesteps) if timesteps else ()
         self._warm: dict[tuple[int, ...], FrameInputs] = {}
+        self.full = self._inputs(timesteps, prepare(timesteps) if timesteps else (), ALWAYS_OPEN)
+        limits = _sent(torch.tensor(MOTION_LIMITS), model.device)
+        self._settle = replace(self.full, limits=limits)
 
     def inputs(self, plan: Plan) -> FrameInputs:
         """For a plan with any work in it; the same object whenever it is the same plan."""
@@ -103,30 +109,35 @@ class Course:
         return self._settle if plan.work is Work.SETTLE else self.full
 
     def warm(self, kept: tuple[int, ...]) -> FrameInputs:
-        """For some of the warm schedule's steps, by index."""
+        """For some of the warm schedule's steps, by index; does not wait for the device."""
         if kept not in self._warm:
+            # Slices and not a list of indices, which would have to be brought to the device.
+            prepared = tuple(torch.cat([rows[i : i + 1] for i in kept]) for rows in self._warm_prepared)
             timesteps = [self._warm_timesteps[i] for i in kept]
-            self._warm[kept] = self._inputs(timesteps, MOTION_LIMITS)
+            self._warm[kept] = self._inputs(timesteps, prepared, MOTION_LIMITS)
         return self._warm[kept]
 
-    def _inputs(self, timesteps: list[int], limits: tuple[float, float]) -> FrameInputs:
-        model, device = self._model, self._model.device
-        coefficients = step_coefficients(model.alphas_cumprod, timesteps, model.prediction)
-        prepared: Prepared = ()
-        if timesteps:
-            prepared = model.prepare(torch.tensor(timesteps, device=device), self._conditioning)
+    def _inputs(self, timesteps: list[int], prepared: Prepared, limits: tuple[float, float]) -> FrameInputs:
+        alphas_cumprod, device = self._model.alphas_cumprod, self._model.device
         start, rejoin = (
-            noise_coefficients(model.alphas_cumprod, timesteps[i]) if i < len(timesteps) else torch.zeros(2)
+            noise_coefficients(alphas_cumprod, timesteps[i]) if i < len(timesteps) else torch.zeros(2)
             for i in (0, 1)
         )
         return FrameInputs(
             prepared,
             self._noise,
-            coefficients.to(device),
-            start.to(device),
-            rejoin.to(device),
-            torch.tensor(limits, device=device),
+            _sent(step_coefficients(alphas_cumprod, timesteps, self._model.prediction), device),
+            _sent(start, device),
+            _sent(rejoin, device),
+            _sent(torch.tensor(limits), device),
         )
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values on their way to a device: from pinned memory, which nobody has to wait for."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

@@ -157,10 +157,9 @@ class RecordedFrame:
             pool = pool or graph.pool()
 
     def write(self, variant: Variant, inputs: FrameInputs) -> None:
-        """Use other values from the next launch on; costs nothing if they are the ones written last."""
+        """Use other values from the next launch on; call it on the compute stream. Free for the values written last."""
         if self._written[variant] is not inputs:
-            with torch.cuda.stream(self._streams.compute):
-                self.inputs[variant].copy_(inputs)
+            self.inputs[variant].copy_(inputs)
             self._written[variant] = inputs
 
     def launch(self, slot: Slot, variant: Variant) -> None:

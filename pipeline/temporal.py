@@ -64,23 +64,27 @@ class Plan:
 
 
 class Watch:
-    """Tells what moved between the picture painted last and the next, from small copies: 0.1 ms at 512x512."""
+    """Tells what moved between the picture painted last and the next, from small copies."""
 
     def __init__(self) -> None:
         self._painted: NDArray[np.uint8] | None = None
+        self._looked_at: NDArray[np.uint8] | None = None
 
     def look(self, pixels: Pixels) -> View:
         """What a picture [H, W, 3] is beside the one painted last; a first one is a cut."""
         small, before = shrunken(pixels), self._painted
+        self._looked_at = small
         if before is None or before.shape != small.shape:
             return View.CUT
         if int(cv2.absdiff(small, before).max()) <= STILL_LEVELS:
             return View.STILL
         return View.CUT if correlation(small, before) < CUT_CORRELATION else View.MOVED
 
-    def painted(self, pixels: Pixels) -> None:
-        """Compare the pictures to come with this one, not with the last: what changes slowly is noticed too."""
-        self._painted = shrunken(pixels)
+    def painted(self) -> None:
+        """The picture looked at last gets painted: those to come are compared with it and not with each other, so that
+        what changes slowly is noticed too.
+        """
+        self._painted = self._looked_at
 
 
 def shrunken(pixels: Pixels) -> NDArray[np.uint8]:
@@ -92,7 +96,7 @@ def shrunken(pixels: Pixels) -> NDArray[np.uint8]:
 
 def correlation(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     """Of two small pictures' brightness, -1..1; 1 if both are flat, 0 if one of them is."""
-    values = [picture.astype(np.float32).mean(2).ravel() for picture in (one, other)]
+    values = [cv2.cvtColor(each, cv2.COLOR_RGB2GRAY).astype(np.float32) for each in (one, other)]
     centred = [value - value.mean() for value in values]
     spreads = [float(np.sqrt(np.square(value).mean())) for value in centred]
     flat = [spread < FLAT_LEVELS for spread in spreads]
@@ -171,7 +175,7 @@ class Planner:
         view = self._watch.look(pixels)
         plan = self._plan(view)
         if plan.work is not Work.REPEAT:
-            self._watch.painted(pixels)
+            self._watch.painted()
             self._settled = plan.work is not Work.WARM
         return plan
 

@@ -46,7 +46,8 @@ def with_hand(pixels, left):
 
 def view(before, now):
     watch = Watch()
-    watch.painted(before)
+    watch.look(before)
+    watch.painted()
     return watch.look(now)
 
 
