@@ -3,7 +3,7 @@
 A framed picture, [B, C, h + 2, w + 2] in channels_last, carries a frame of zeros one position wide. Seen as a matrix
 of positions by channels, every tap of the kernel is then the same matrix some rows further on: no bounds are checked,
 and on Hopper the tensor memory accelerator fetches whole tiles. What frames a picture normalises or enlarges it in the
-same pass. Operations and arguments are those of `reference_layers`. Needs triton.
+same pass (group_norm.py, resample.py). Operations and arguments are those of `reference_layers`. Needs triton.
 """
 
 import math
@@ -20,46 +20,15 @@ from instantvision.kernels.launch import (
     launch,
     matrix,
     overlapped,
+    prefetch,
     prefetches,
     shared_memory,
     uses_descriptors,
 )
 from instantvision.kernels.resample import rms_norm_silu
 
-# Positions by channels a program of `frame` writes.
-FRAME_ROWS, FRAME_CHANNELS = 64, 64
 # Values of a result from which on tiles of whole positions, which can be normalised on store, keep a GPU busy.
 WHOLE_ROWS_MIN = 2**22
-
-
-def frame(
-    pictures: tuple[Tensor, ...], size: tuple[int, int] | None = None, channels: int | None = None
-) -> Tensor:
-    """See `reference_layers.frame`."""
-    first, second = (*pictures, pictures[0])[:2]
-    batch, _, height, width = first.shape
-    rows, columns = size or (height, width)
-    joined = sum(picture.shape[1] for picture in pictures)
-    out = reference.picture_buffer(first, channels or joined, rows + 2, columns + 2)
-    tiles = triton.cdiv((rows + 2) * (columns + 2), FRAME_ROWS)
-    launch(
-        frame_kernel,
-        (tiles, triton.cdiv(out.shape[1], FRAME_CHANNELS), batch),
-        first.contiguous(memory_format=torch.channels_last),
-        second.contiguous(memory_format=torch.channels_last),
-        out,
-        height,
-        width,
-        rows,
-        columns,
-        FIRST=first.shape[1],
-        JOINED=joined,
-        C=out.shape[1],
-        BLOCK_M=FRAME_ROWS,
-        BLOCK_C=FRAME_CHANNELS,
-        **overlapped(first),
-    )
-    return out
 
 
 def conv3x3(
@@ -240,49 +209,6 @@ def _launch(
     )
 
 
-@triton.jit(do_not_specialize=["height", "width", "rows", "columns"])
-def frame_kernel(
-    p_first,
-    p_second,
-    p_out,
-    height,
-    width,
-    rows,
-    columns,
-    FIRST: tl.constexpr,
-    JOINED: tl.constexpr,
-    C: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    USE_PDL: tl.constexpr,
-):
-    """Pictures side by side, enlarged, inside a frame of zeros, BLOCK_M positions a program.
-
-    Reads 2·h·w·C bytes (bf16), writes 2·(rows + 2)·(columns + 2)·C. Saves two passes: the joined and enlarged pictures.
-    """
-    if USE_PDL:
-        tl.extra.cuda.gdc_wait()
-    pitch = columns + 2
-    i_position = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    i_channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    i_batch = tl.program_id(2).to(tl.int64)
-    i_y = i_position // pitch - 1
-    i_x = i_position % pitch - 1
-    m_inside = ((i_y >= 0) & (i_y < rows) & (i_x >= 0) & (i_x < columns))[:, None]
-    i_pixel = i_batch * height * width + (i_y * height // rows) * width + i_x * width // columns
-    o_first = i_pixel[:, None] * FIRST + i_channel[None, :]
-    b_x = tl.load(p_first + o_first, mask=m_inside & (i_channel < FIRST)[None, :], other=0)
-    if JOINED > FIRST:
-        o_second = i_pixel[:, None] * (JOINED - FIRST) + (i_channel - FIRST)[None, :]
-        m_second = m_inside & ((i_channel >= FIRST) & (i_channel < JOINED))[None, :]
-        b_x += tl.load(p_second + o_second, mask=m_second, other=0)
-    o_out = (i_batch * (rows + 2) * pitch + i_position)[:, None] * C + i_channel[None, :]
-    m_out = (i_position < (rows + 2) * pitch)[:, None] & (i_channel < C)[None, :]
-    if USE_PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-    tl.store(p_out + o_out, b_x, mask=m_out)
-
-
 @triton.jit(
     do_not_specialize=["x_rows", "height", "width", "framed_width", "framed_height", "embedding_stride"]
 )
@@ -347,16 +273,9 @@ def conv3x3_kernel(
     m_feature = i_feature < N
     i_pixel = i_batch * (height * width) + i_y * width + i_x
     if USE_PDL:
-        # Weights come from memory at every step: they are fetched into the cache while the kernel before ends.
         i_program = (i_batch * tl.num_programs(1) + i_m) * tl.num_programs(0) + i_n
-        for i in tl.static_range(PREFETCH):
-            i_line = (i * tl.num_programs(0) * tl.num_programs(1) + i_program) * THREADS + tl.arange(
-                0, THREADS
-            )
-            address = (p_weight + tl.minimum(i_line * 64, 9 * C * N - 1)).to(tl.int64)
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], tl.int32, is_pure=False, pack=1
-            )
+        programs = tl.num_programs(0) * tl.num_programs(1)
+        prefetch(p_weight, 9 * C * N, i_program, programs, PREFETCH, THREADS)
         tl.extra.cuda.gdc_wait()
     steps: tl.constexpr = C // BLOCK_K
     b_sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -374,7 +293,7 @@ def conv3x3_kernel(
             i_row = x_row + tl.arange(0, BLOCK_M)
             i_column = tl.arange(0, BLOCK_K)
             o_x = i_row.to(tl.int64)[:, None] * (STRIDE * C) + x_column + i_column[None, :]
-            b_x = tl.load(x + o_x, mask=((i_row >= 0) & (i_row < x_rows))[:, None], other=0)
+            b_x = tl.load(x + o_x, mask=(i_row < x_rows)[:, None], other=0)
             o_w = i_feature[:, None] * (9 * C) + i * BLOCK_K + i_column[None, :]
             b_w = tl.load(w + o_w, mask=m_feature[:, None], other=0)
         b_sum = tl.dot(b_x, b_w.T, b_sum)

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -39,16 +41,13 @@ def launch(kernel: Any, grid: Grid, *args: Any, **meta: Any) -> None:
         _notes.kept.append((kernel, grid, args, meta))
 
 
-def compile_kernels(call: Callable[[], object]) -> int:
+def compile_kernels(call: Callable[[], object]) -> None:
     """Compile all kernels that a call launches, several at a time; the call's result is not computed.
 
-    A frame has some 25 kernels of a second each: one after the other they would be most of a cold start.
+    A frame has some 50 kernels of a second each: one after the other they would be most of a cold start.
 
     Args:
         call: allocates and launches through `launch` only; whatever else it computes is computed from garbage.
-
-    Returns:
-        How many different kernels there are.
     """
     kept: list[Launch] = []
     _notes.kept = kept
@@ -61,7 +60,6 @@ def compile_kernels(call: Callable[[], object]) -> int:
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.cuda.set_device, initargs=(device,)) as pool:
         for done in [pool.submit(_compile, *entry) for entry in different.values()]:
             done.result()
-    return len(different)
 
 
 def _compile(kernel: Any, grid: Grid, args: tuple[Any, ...], meta: dict[str, Any]) -> None:
@@ -120,6 +118,20 @@ def overlapped(tensor: Tensor) -> dict[str, Any]:
     """Launch options for a kernel with a parameter USE_PDL that waits for the kernel before it."""
     overlap = hopper(tensor.device)
     return {"USE_PDL": overlap, "launch_pdl": overlap}
+
+
+@triton.jit
+def prefetch(p_weight, values, i_program, programs, PREFETCH: tl.constexpr, THREADS: tl.constexpr):
+    """Ask for a program's share of a weight's cache lines, of 64 16-bit values each; waits for nothing.
+
+    Weights come from memory at every step: they are fetched into the cache while the kernel before ends.
+    """
+    for i in tl.static_range(PREFETCH):
+        i_line = (i * programs + i_program) * THREADS + tl.arange(0, THREADS)
+        address = (p_weight + tl.minimum(i_line * 64, values - 1)).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], tl.int32, is_pure=False, pack=1
+        )
 
 
 def prefetches(weight: Tensor, grid: Grid, warps: int) -> int:

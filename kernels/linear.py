@@ -14,6 +14,7 @@ from instantvision.kernels.launch import (
     launch,
     matrix,
     overlapped,
+    prefetch,
     prefetches,
     shared_memory,
     uses_descriptors,
@@ -257,16 +258,9 @@ def linear_kernel(
     row = i_batch * tokens + i_m * BLOCK_M
     i_row = row + tl.arange(0, BLOCK_M)
     if USE_PDL:
-        # Weights come from memory at every step: they are fetched into the cache while the kernel before ends.
         i_program = (i_batch * tl.num_programs(1) + i_m) * tl.num_programs(0) + i_n
-        for i in tl.static_range(PREFETCH):
-            i_line = (i * tl.num_programs(0) * tl.num_programs(1) + i_program) * THREADS + tl.arange(
-                0, THREADS
-            )
-            address = (p_weight + tl.minimum(i_line * 64, (FIRST + SECOND) * N - 1)).to(tl.int64)
-            tl.inline_asm_elementwise(
-                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], tl.int32, is_pure=False, pack=1
-            )
+        programs = tl.num_programs(0) * tl.num_programs(1)
+        prefetch(p_weight, (FIRST + SECOND) * N, i_program, programs, PREFETCH, THREADS)
         tl.extra.cuda.gdc_wait()
     b_out = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, FIRST, BLOCK_K):

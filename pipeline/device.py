@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -20,6 +21,12 @@ class DeviceChoice:
 
     def __str__(self) -> str:
         return f"device: {self.device} in {str(self.dtype).removeprefix('torch.')}, because {self.reason}"
+
+
+def placed(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The same module as the frame path wants it: there, in that type, in channels_last, without gradients."""
+    there = module.to(device, dtype).to(memory_format=torch.channels_last)
+    return there.eval().requires_grad_(False)
 
 
 def choose_device(wanted: str = "auto") -> DeviceChoice:

@@ -4,6 +4,7 @@ Knows nothing of how the arithmetic runs (frame_pass.py) or of who decides on th
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -87,20 +88,28 @@ class Course:
 
     def __init__(self, model: LatentModel, settings: Settings) -> None:
         self._model = model
-        conditioning = model.condition(settings.mix, settings.size)
+        self._conditioning = model.condition(settings.mix, settings.size)
         noise = noise_field(model, settings).to(model.dtype, memory_format=torch.channels_last)
         self._noise = _sent(noise, model.device)
-
-        def prepare(timesteps: list[int]) -> Prepared:
-            return model.prepare(_sent(torch.tensor(timesteps), model.device), conditioning)
-
         timesteps = equal_log_snr_timesteps(model.alphas_cumprod, settings.steps, settings.strength)
         self._warm_timesteps = warm_timesteps(timesteps, settings.steps_ceiling)
-        self._warm_prepared = prepare(self._warm_timesteps) if timesteps else ()
         self._warm: dict[tuple[int, ...], FrameInputs] = {}
-        self.full = self._inputs(timesteps, prepare(timesteps) if timesteps else (), ALWAYS_OPEN)
-        limits = _sent(torch.tensor(MOTION_LIMITS), model.device)
-        self._settle = replace(self.full, limits=limits)
+        self.full = self._inputs(timesteps, self._prepare(timesteps), ALWAYS_OPEN)
+
+    # Of warm frames only: most settings never have one, and a cross-fade makes a course of each of its frames.
+    @cached_property
+    def _warm_prepared(self) -> Prepared:
+        return self._prepare(self._warm_timesteps)
+
+    @cached_property
+    def _settle(self) -> FrameInputs:
+        return replace(self.full, limits=_sent(torch.tensor(MOTION_LIMITS), self._model.device))
+
+    def _prepare(self, timesteps: list[int]) -> Prepared:
+        if not timesteps:
+            return ()
+        device = self._model.device
+        return self._model.prepare(_sent(torch.tensor(timesteps), device), self._conditioning)
 
     def inputs(self, plan: Plan) -> FrameInputs:
         """For a plan with any work in it; the same object whenever it is the same plan."""
@@ -158,10 +167,8 @@ class LatentMemory:
     @classmethod
     def empty(cls, model: LatentModel, settings: Settings) -> "LatentMemory":
         """For a size; a frame whose gates are all open must come first."""
-        size, pixels = settings.size, model.downsampling
-        shape = (1, model.latent_channels, size.height // pixels, size.width // pixels)
         source, stylised = (
-            torch.zeros(shape, dtype=model.dtype, device=model.device).contiguous(
+            torch.zeros(_latent_shape(model, settings), dtype=model.dtype, device=model.device).contiguous(
                 memory_format=torch.channels_last
             )
             for _ in range(2)
@@ -174,6 +181,10 @@ def noise_field(model: LatentModel, settings: Settings) -> Tensor:
 
     Drawn on the CPU: generators of different devices give different numbers for one seed.
     """
+    generator = torch.Generator().manual_seed(settings.seed)
+    return torch.randn(_latent_shape(model, settings), generator=generator)
+
+
+def _latent_shape(model: LatentModel, settings: Settings) -> tuple[int, int, int, int]:
     size, pixels = settings.size, model.downsampling
-    shape = (1, model.latent_channels, size.height // pixels, size.width // pixels)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(settings.seed))
+    return (1, model.latent_channels, size.height // pixels, size.width // pixels)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from instantvision.pipeline.autoencoder_tiny import AutoencoderTiny
 from instantvision.pipeline.config import Mix, Size
+from instantvision.pipeline.device import placed
 from instantvision.pipeline.model import Conditioning, Prediction, Prepared
 from instantvision.pipeline.published import DiffusionConfig
 from instantvision.pipeline.schedule import scaled_linear_alphas_cumprod
@@ -53,8 +54,8 @@ class LatentDiffusion:
         # Each stage of the encoder but the first halves height and width.
         self.downsampling = 2 ** (len(config.autoencoder.num_encoder_blocks) - 1)
         self.alphas_cumprod = scaled_linear_alphas_cumprod(config.beta_start, config.beta_end)
-        self._unet = _place(unet, device, dtype)
-        self._autoencoder = _place(autoencoder, device, dtype)
+        self._unet = placed(unet, device, dtype)
+        self._autoencoder = placed(autoencoder, device, dtype)
         self._prompt = prompt
 
     @classmethod
@@ -154,11 +155,6 @@ def _scale(autoencoder: AutoencoderTiny) -> None:
         last.weight.mul_(spread / run(x).std())
         nn.init.constant_(last.bias, middle)
         x = run(x)
-
-
-def _place(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    placed = module.to(device, dtype).to(memory_format=torch.channels_last)
-    return placed.eval().requires_grad_(False)
 
 
 def _check_prompt(config: DiffusionConfig, prompt: Conditioning) -> None:

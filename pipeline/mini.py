@@ -15,6 +15,7 @@ from instantvision import kernels
 from instantvision.pipeline.autoencoder import Autoencoder
 from instantvision.pipeline.checkpoint import load_into, load_tensors, unpack
 from instantvision.pipeline.config import Mix, Size
+from instantvision.pipeline.device import placed
 from instantvision.pipeline.errors import WeightsError
 from instantvision.pipeline.fused_autoencoder import FusedAutoencoder
 from instantvision.pipeline.fused_unet import FusedUNet
@@ -53,9 +54,9 @@ class Mini:
         self.style_names, self.device, self.dtype = style_names, device, dtype
         # The style table stays in fp32: it is read once a preset, not once a frame.
         self._styles = denoiser.styles.to(device).eval().requires_grad_(False)
-        self._unet = _place(denoiser.unet, device, dtype)
+        self._unet = placed(denoiser.unet, device, dtype)
         layers = kernels.choose(device.type).layer_ops
-        self._autoencoder = FusedAutoencoder(_place(autoencoder, device, dtype), layers)
+        self._autoencoder = FusedAutoencoder(placed(autoencoder, device, dtype), layers)
         self._fused = FusedUNet(self._unet, layers)
         config = autoencoder.config
         self.fold, self.downsampling, self.latent_channels = (
@@ -130,11 +131,6 @@ class Mini:
     def predict_prepared(self, noisy: Tensor, source: Tensor, prepared: Prepared) -> Tensor:
         """See LatentModel."""
         return self._fused((noisy, source), prepared)
-
-
-def _place(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    placed = module.to(device, dtype).to(memory_format=torch.channels_last)
-    return placed.eval().requires_grad_(False)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
