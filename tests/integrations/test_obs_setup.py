@@ -263,8 +263,16 @@ def test_real_obs_shows_our_picture_and_undo_leaves_no_trace(
     sink.close()
     # A media source that is busy reading is let go of a moment after OBS has answered.
     waiting = threading.Event()
-    assert any(collection(lab) == before or waiting.wait(0.1) for _ in range(100))
+    assert any(is_again(lab, before) or waiting.wait(0.1) for _ in range(100))
     assert not status(link, changes).undo
+
+
+def is_again(lab: ObsLab, before: object) -> bool:
+    """Whether the collection is as it was; not while a source goes between being listed and being asked about."""
+    try:
+        return collection(lab) == before
+    except AssertionError:
+        return False
 
 
 def shows_green(sink: MjpegSink, source: ObsSource, make_frame: Callable[..., Frame]) -> bool:
