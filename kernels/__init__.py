@@ -3,8 +3,8 @@
     backend = kernels.choose(model.device.type)
     latents = backend.step_ops.denoise_step(prediction, latents, coefficients)
 
-`reference`, `reference_layers` and `temporal_reference` have every operation in plain torch; `frame_ops`, `step_ops`,
-`layer_ops` and `temporal_ops` have kernels of the same signatures. Knows nothing of models or schedules.
+`reference`, `reference_layers`, `token_reference` and `temporal_reference` have every operation in plain torch;
+`frame_ops`, `step_ops`, `layer_ops`, `token_ops` and `temporal_ops` have kernels of the same signatures. Knows nothing of models or schedules.
 """
 
 import functools
@@ -84,9 +84,10 @@ class LayerOps(Protocol):
         embedding: Tensor | None = None,
         shortcut: tuple[tuple[Tensor, ...], Tensor] | None = None,
         residual: Tensor | None = None,
-        silu: bool = False,
+        activation: Literal["silu", "relu"] | None = None,
         framed_out: bool = False,
         moments: bool = False,
+        scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]: ...
 
     def channel_moments(self, x: Tensor) -> Tensor: ...
@@ -103,6 +104,7 @@ class LayerOps(Protocol):
         modulation: Tensor | None = None,
         silu: bool = False,
         framed_out: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Tensor: ...
 
     def norm_linear(
@@ -168,6 +170,26 @@ class LayerOps(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
+class TokenOps(Protocol):
+    """The layers of wide transformers; documented in `token_reference`."""
+
+    def add_layer_norm(
+        self,
+        x: Tensor,
+        update: Tensor | None,
+        update_bias: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        eps: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def geglu(self, x: Tensor, bias: Tensor, *, dtype: torch.dtype) -> Tensor: ...
+
+    def attention(self, queries: Tensor, keys_values: Tensor | None, *, heads: int) -> Tensor: ...
+
+
 class TemporalOps(Protocol):
     """Between a frame and the one before; documented in `temporal_reference`."""
 
@@ -189,6 +211,7 @@ class Backend:
     frame_ops: FrameOps
     step_ops: StepOps
     layer_ops: LayerOps
+    token_ops: TokenOps
     temporal_ops: TemporalOps
 
     def compile_all(self, call: Callable[[], object]) -> None:
@@ -261,16 +284,17 @@ def _missing_for_launches() -> str | None:
 def _load(name: Name, reason: str) -> Backend:
     # By name, so that a machine without triton never imports it.
     modules = (
-        ("reference", "reference", "reference_layers", "temporal_reference")
+        ("reference", "reference", "reference_layers", "token_reference", "temporal_reference")
         if name == "reference"
-        else ("frame_ops", "step_ops", "layer_ops", "temporal_ops")
+        else ("frame_ops", "step_ops", "layer_ops", "token_ops", "temporal_ops")
     )
-    frame, step, layer, temporal = (importlib.import_module(f"{__name__}.{each}") for each in modules)
+    frame, step, layer, token, temporal = (importlib.import_module(f"{__name__}.{each}") for each in modules)
     return Backend(
         name,
         reason,
         cast(FrameOps, frame),
         cast(StepOps, step),
         cast(LayerOps, layer),
+        cast(TokenOps, token),
         cast(TemporalOps, temporal),
     )

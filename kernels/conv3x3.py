@@ -25,6 +25,7 @@ from instantvision.kernels.launch import (
     shared_memory,
     uses_descriptors,
 )
+from instantvision.kernels.library_conv import library_conv3x3, library_wins
 from instantvision.kernels.resample import rms_norm_silu
 
 # Values of a result from which on tiles of whole positions, which can be normalised on store, keep a GPU busy.
@@ -40,9 +41,10 @@ def conv3x3(
     embedding: Tensor | None = None,
     shortcut: tuple[tuple[Tensor, ...], Tensor] | None = None,
     residual: Tensor | None = None,
-    silu: bool = False,
+    activation: reference.Activation = None,
     framed_out: bool = False,
     moments: bool = False,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """See `reference_layers.conv3x3`."""
     reference.check_conv3x3(framed, weight, stride, framed_out)
@@ -50,20 +52,28 @@ def conv3x3(
         # Positions of an odd line do not pair up.
         return reference.conv3x3(
             framed, weight, bias, stride=2, embedding=embedding, shortcut=shortcut, residual=residual,
-            silu=silu, moments=moments,
+            activation=activation, moments=moments, scale=scale,
         )  # fmt: skip
     height, width = (framed.shape[2] - 3) // stride + 1, (framed.shape[3] - 3) // stride + 1
+    simple = activation is None and not framed_out and weight.element_size() == 2 and framed.is_cuda
+    if simple and library_wins(len(framed) * height * width, framed.shape[1], len(weight)):
+        return library_conv3x3(
+            framed, weight, bias, stride=stride, embedding=embedding, shortcut=shortcut, residual=residual,
+            moments=moments,
+        )  # fmt: skip
     border = 2 if framed_out else 0
-    out = reference.picture_buffer(framed, len(weight), height + border, width + border)
+    out = reference.picture_buffer(framed, len(weight), height + border, width + border, bias.dtype)
     # Positions are counted along framed lines, so that a tile is a run of rows; those past a line's end are dropped.
     positions = (height - 1) * framed.shape[3] + width
     depth = math.gcd(framed.shape[1], *(source.shape[1] for source in (shortcut or ((),))[0]))
-    blocks = _blocks(positions * len(framed), len(weight), depth).fitted(shared_memory(framed))
+    blocks = _blocks(positions * len(framed), len(weight), depth, weight.element_size())
+    blocks = blocks.fitted(shared_memory(framed), weight.element_size())
     tiles = triton.cdiv(positions, blocks.rows)
     parts = framed.new_empty((len(framed), tiles, 2, len(weight)), dtype=torch.float32) if moments else None
     _launch(
         framed, weight, bias, out, None, blocks, tiles, height, width, stride=stride, embedding=embedding,
-        shortcut=shortcut, residual=residual, norm=None, parts=parts, silu=silu, framed_out=framed_out, eps=0.0,
+        shortcut=shortcut, residual=residual, norm=None, parts=parts, activation=activation,
+        framed_out=framed_out, eps=0.0, scale=scale,
     )  # fmt: skip
     return out, parts
 
@@ -92,7 +102,8 @@ def conv3x3_rms(
     tiles = triton.cdiv((height - 1) * framed_width + width, blocks.rows)
     _launch(
         framed, weight, bias, out, normalised, blocks, tiles, height, width, stride=1, embedding=None,
-        shortcut=None, residual=residual, norm=norm, parts=None, silu=False, framed_out=True, eps=eps,
+        shortcut=None, residual=residual, norm=norm, parts=None, activation=None, framed_out=True, eps=eps,
+        scale=None,
     )  # fmt: skip
     return out, normalised
 
@@ -106,8 +117,10 @@ class Blocks(NamedTuple):
     warps: int
     stages: int
 
-    def fitted(self, shared: int) -> "Blocks":
+    def fitted(self, shared: int, value_bytes: int = 2) -> "Blocks":
         """The same tile within `shared` bytes of shared memory."""
+        # Memory for twice as many numbers of half the size.
+        shared = shared * 2 // value_bytes
         depth, stages = fit_pipeline(self.rows, self.columns, self.depth, self.stages, shared)
         return self._replace(depth=depth, stages=stages)
 
@@ -116,20 +129,28 @@ def _depth(channels: int) -> int:
     return next(depth for depth in (64, 32, 16) if channels % depth == 0)
 
 
-def _blocks(positions: int, features: int, channels: int) -> Blocks:
+def _blocks(positions: int, features: int, channels: int, value_bytes: int) -> Blocks:
     """Measured on an H100 (benchmarks/README.md)."""
     depth = _depth(channels)
+    deep = 128 if channels % 128 == 0 else depth
     if features <= 64:
         return Blocks(
-            256 if positions > 16384 else 64, max(16, triton.next_power_of_2(features)), depth, 4, 4
+            128 if positions > 16384 else 64, max(16, triton.next_power_of_2(features)), depth, 4, 4
         )
+    if value_bytes == 1:
+        many = triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120
+        return Blocks(128, 128, deep, 8, 3) if many else Blocks(64, 128, deep, 4, 4)
+    if features > 128 and triton.cdiv(positions, 256) * triton.cdiv(features, 128) >= 120:
+        return Blocks(256, 128, depth, 8, 3)
     if triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120:
         return Blocks(128, 128, depth, 4, 3)
     # Few positions: small tiles, so that every multiprocessor has one, and deep pipelines, since nothing else hides
     # the way to memory.
+    if features >= 640 and triton.cdiv(positions, 64) * triton.cdiv(features, 128) >= 64:
+        return Blocks(64, 128, deep, 4, 4)
     if triton.cdiv(positions, 64) * triton.cdiv(features, 128) >= 120:
-        return Blocks(128, 64, 128 if channels % 128 == 0 else depth, 4, 4)
-    return Blocks(64, 64, 128 if channels % 128 == 0 else depth, 4, 4)
+        return Blocks(128, 64, deep, 4, 4)
+    return Blocks(64, 64, deep, 4, 4)
 
 
 def _launch(
@@ -149,9 +170,10 @@ def _launch(
     residual: Tensor | None,
     norm: Tensor | None,
     parts: Tensor | None,
-    silu: bool,
+    activation: reference.Activation,
     framed_out: bool,
     eps: float,
+    scale: Tensor | None,
 ) -> None:
     """Launch the kernel; what is absent is passed as some other tensor, since a kernel wants a pointer."""
     batch, channels, framed_height, framed_width = framed.shape
@@ -176,6 +198,7 @@ def _launch(
         shortcut_weight,
         out if residual is None else residual,
         bias if norm is None else norm,
+        bias if scale is None else scale,
         out,
         out if normalised is None else normalised,
         bias if parts is None else parts,
@@ -192,8 +215,9 @@ def _launch(
         SECOND=sources[1].shape[1] if len(sources) > 1 else 0,
         STRIDE=stride,
         EMBEDDING=embedding is not None,
-        RESIDUAL=residual is not None,
-        SILU=silu,
+        RESIDUAL=_form(residual, height),
+        ACTIVATION=activation,
+        SCALED=scale is not None,
         FRAMED_OUT=framed_out,
         NORM=norm is not None,
         MOMENTS=parts is not None,
@@ -207,6 +231,13 @@ def _launch(
         num_stages=blocks.stages,
         **overlapped(framed),
     )
+
+
+def _form(residual: Tensor | None, height: int) -> str | None:
+    """How a residual lies in memory."""
+    if residual is None:
+        return None
+    return "plain" if residual.shape[2] == height else "framed"
 
 
 @triton.jit(
@@ -223,6 +254,7 @@ def conv3x3_kernel(
     p_shortcut,
     p_residual,
     p_norm,
+    p_scale,
     p_out,
     p_normalised,
     p_moments,
@@ -240,7 +272,8 @@ def conv3x3_kernel(
     STRIDE: tl.constexpr,
     EMBEDDING: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    SILU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SCALED: tl.constexpr,
     FRAMED_OUT: tl.constexpr,
     NORM: tl.constexpr,
     MOMENTS: tl.constexpr,
@@ -297,6 +330,8 @@ def conv3x3_kernel(
             o_w = i_feature[:, None] * (9 * C) + i * BLOCK_K + i_column[None, :]
             b_w = tl.load(w + o_w, mask=m_feature[:, None], other=0)
         b_sum = tl.dot(b_x, b_w.T, b_sum)
+    if SCALED:
+        b_sum *= tl.load(p_scale + i_feature, mask=m_feature, other=0)[None, :]
     if FIRST > 0:
         i_column = tl.arange(0, BLOCK_K)
         for k in range(0, FIRST, BLOCK_K):
@@ -316,10 +351,16 @@ def conv3x3_kernel(
     b_sum += b_bias[None, :]
     o_pixel = i_pixel.to(tl.int64)[:, None] * N + i_feature[None, :]
     m_inside = m_position[:, None] & m_feature[None, :]
-    if RESIDUAL:
+    if RESIDUAL == "plain":
         b_sum += tl.load(p_residual + o_pixel, mask=m_inside, other=0).to(tl.float32)
-    if SILU:
+    if RESIDUAL == "framed":
+        i_framed = i_batch * ((height + 2) * pitch) + i_position + pitch + 1
+        o_framed = i_framed.to(tl.int64)[:, None] * N + i_feature[None, :]
+        b_sum += tl.load(p_residual + o_framed, mask=m_inside, other=0).to(tl.float32)
+    if ACTIVATION == "silu":
         b_sum = b_sum * tl.sigmoid(b_sum)
+    if ACTIVATION == "relu":
+        b_sum = tl.maximum(b_sum, 0.0)
     if MOMENTS:
         b_counted = tl.where(m_inside, b_sum, 0.0)
         o_moments = (i_batch * tl.num_programs(1) + i_m) * (2 * N) + i_feature

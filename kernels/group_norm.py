@@ -51,6 +51,7 @@ def group_norm(
     modulation: Tensor | None = None,
     silu: bool = False,
     framed_out: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """See `reference_layers.group_norm`."""
     reference.check_group_norm(pictures, weight, groups)
@@ -63,7 +64,7 @@ def group_norm(
     batch, _, height, width = first.shape
     channels, border = len(weight), 2 if framed_out else 0
     group = channels // groups
-    out = reference.picture_buffer(first, channels, height + border, width + border)
+    out = reference.picture_buffer(first, channels, height + border, width + border, dtype)
     # Groups that fill whole blocks of channels are added up where they are needed, others by a kernel before.
     widths = {picture.shape[1] for picture in pictures}
     whole = BLOCK_CHANNELS % group == 0 and len(widths) == 1 and first.shape[1] % BLOCK_CHANNELS == 0

@@ -41,6 +41,11 @@ def launch(kernel: Any, grid: Grid, *args: Any, **meta: Any) -> None:
         _notes.kept.append((kernel, grid, args, meta))
 
 
+def taking_notes() -> bool:
+    """Whether this thread's launches are only noted, within `compile_kernels`."""
+    return _notes.kept is not None
+
+
 def compile_kernels(call: Callable[[], object]) -> None:
     """Compile all kernels that a call launches, several at a time; the call's result is not computed.
 

@@ -6,9 +6,15 @@ of zeros one position wide. Moments are sums and sums of squares a channel over 
 float32: whoever writes a picture adds them up on the way, so that the next normalisation need not read it twice.
 """
 
+from typing import Literal, TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from instantvision.kernels.token_reference import rounded
+
+Activation: TypeAlias = Literal["silu", "relu"] | None
 
 
 def frame(
@@ -40,24 +46,26 @@ def conv3x3(
     embedding: Tensor | None = None,
     shortcut: tuple[tuple[Tensor, ...], Tensor] | None = None,
     residual: Tensor | None = None,
-    silu: bool = False,
+    activation: Activation = None,
     framed_out: bool = False,
     moments: bool = False,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Convolve a framed picture and finish the result: SiLU(convolution + bias + embedding + shortcut + residual).
+    """Convolve a framed picture and finish the result: f(scale * convolution + bias + embedding + shortcut + residual).
 
     Args:
         framed: [B, C, h + 2, w + 2], channels_last.
-        weight: [N, C, 3, 3], channels_last.
-        bias: [N].
+        weight: [N, C, 3, 3], channels_last, of the same type.
+        bias: [N], of the result's type.
         stride: 1 or 2.
         embedding: a second bias, [B or 1, N].
         shortcut: pictures of the result's height and width, and the weight of a 1x1 convolution over them side by
             side, [N, all their channels].
-        residual: like the result, without frame.
-        silu: at the end.
+        residual: like the result; framed or not, at stride 1.
+        activation: f, at the end.
         framed_out: write a framed picture, stride 1 only.
         moments: also of the result.
+        scale: what the convolution of weights in e4m3 is multiplied by, [N], float32.
 
     Returns:
         The result, [B, N, ceil(h / stride), ceil(w / stride)] or framed, channels_last, and its moments or None.
@@ -66,16 +74,20 @@ def conv3x3(
         ValueError: the arguments are not of that form.
     """
     check_conv3x3(framed, weight, stride, framed_out)
-    y = F.conv2d(framed, weight, bias, stride=stride)
+    if scale is None:
+        y = F.conv2d(framed, weight, bias, stride=stride)
+    else:
+        y = F.conv2d(framed.float(), weight.float(), stride=stride) * scale[:, None, None]
+        y = (y + bias.float()[:, None, None]).to(bias.dtype)
     if embedding is not None:
         y = y + embedding[:, :, None, None]
     if shortcut is not None:
         pictures, pointwise = shortcut
         y = y + F.conv2d(torch.cat(pictures, 1), pointwise[:, :, None, None])
     if residual is not None:
-        y = y + residual
-    if silu:
-        y = F.silu(y)
+        y = y + (residual if residual.shape == y.shape else residual[:, :, 1:-1, 1:-1])
+    if activation is not None:
+        y = F.silu(y) if activation == "silu" else F.relu(y)
     parts = channel_moments(y) if moments else None
     return frame((y,)) if framed_out else y.contiguous(memory_format=torch.channels_last), parts
 
@@ -97,6 +109,7 @@ def group_norm(
     modulation: Tensor | None = None,
     silu: bool = False,
     framed_out: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Group normalisation over one or two pictures side by side.
 
@@ -109,6 +122,7 @@ def group_norm(
         modulation: [B or 1, 2C], scale then shift: the result is multiplied by 1 + scale, then shifted.
         silu: at the end.
         framed_out: write a framed picture.
+        dtype: of the result; float8_e4m3fn holds what is within +-448. None is that of the pictures.
 
     Returns:
         [B, C, h, w] or framed, channels_last.
@@ -126,7 +140,8 @@ def group_norm(
         y = y * (1 + scale) + shift
     if silu:
         y = F.silu(y)
-    return frame((y,)) if framed_out else y.contiguous(memory_format=torch.channels_last)
+    y = rounded(frame((y,)) if framed_out else y, dtype or y.dtype)
+    return y.contiguous(memory_format=torch.channels_last)
 
 
 def norm_linear(
@@ -374,10 +389,12 @@ def depth_to_space_add(projected: Tensor, x: Tensor, norm: Tensor, *, eps: float
     return out, rms_norm_silu(out, norm, eps=eps)
 
 
-def picture_buffer(like: Tensor, channels: int, height: int, width: int) -> Tensor:
-    """Memory for a picture of the type and batch of `like`."""
+def picture_buffer(
+    like: Tensor, channels: int, height: int, width: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Memory for a picture of the batch of `like`, and of its type if no other is given."""
     shape = (len(like), channels, height, width)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def check_conv3x3(framed: Tensor, weight: Tensor, stride: int, framed_out: bool) -> None:

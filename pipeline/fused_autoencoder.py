@@ -77,7 +77,7 @@ class FusedAutoencoder:
             convolved, _ = layers.conv3x3(framed, *parameters(module.conv))
             return layers.space_to_depth_add(convolved, framed, norm_of(reader), eps=NORM_EPS)
         if isinstance(module, ResidualBlock):
-            framed, _ = layers.conv3x3(framed, *parameters(module.conv1), silu=True, framed_out=True)
+            framed, _ = layers.conv3x3(framed, *parameters(module.conv1), activation="silu", framed_out=True)
             return self._finish(framed, *parameters(module.conv2), reader, residual=x)
         return self._finish(framed, *parameters(module), reader)
 

@@ -9,10 +9,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 import instantvision.kernels
 
-LAYERS = ("resample", "conv3x3", "group_norm", "linear", "attention_conv")
+LAYERS = ("resample", "library_conv", "conv3x3", "group_norm", "linear", "attention_conv")
+TOKENS = ("attention", "token_ops")
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Bench:
     frame_ops: ModuleType
     step_ops: ModuleType
     layer_ops: Any
+    token_ops: Any
     temporal_ops: ModuleType
     device: str
     # Triton's own functions, sums and the like, that the kernels call while they are interpreted.
@@ -44,11 +48,17 @@ def _copy(path: Path, name: str) -> ModuleType:
     return module
 
 
-def _interpreted_layers() -> SimpleNamespace:
-    modules = {name: _interpreted(name) for name in LAYERS}
+def _interpreted_layers(names: tuple[str, ...]) -> SimpleNamespace:
+    modules = {name: _interpreted(name) for name in names}
     # The one layer that another module is made of.
-    modules["conv3x3"].rms_norm_silu = modules["resample"].rms_norm_silu  # type: ignore[attr-defined]
-    functions = {name: f for module in modules.values() for name, f in vars(module).items() if callable(f)}
+    if "conv3x3" in modules:
+        modules["conv3x3"].rms_norm_silu = modules["resample"].rms_norm_silu  # type: ignore[attr-defined]
+    functions = {
+        name: f
+        for module in modules.values()
+        for name, f in vars(module).items()
+        if getattr(f, "__module__", None) == module.__name__
+    }
     return SimpleNamespace(**functions)
 
 
@@ -75,7 +85,8 @@ def interpreted() -> Iterator[Bench]:
         bench = Bench(
             _interpreted("frame_ops"),
             _interpreted("step_ops"),
-            _interpreted_layers(),
+            _interpreted_layers(LAYERS),
+            _interpreted_layers(TOKENS),
             _interpreted("temporal_ops"),
             "cpu",
             library,
@@ -101,6 +112,72 @@ def interpreter(interpreted: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
 def bench(request: pytest.FixtureRequest) -> Bench:
     if request.param == "interpreter":
         return request.getfixturevalue("interpreter")
-    from instantvision.kernels import frame_ops, layer_ops, step_ops, temporal_ops
+    from instantvision.kernels import frame_ops, layer_ops, step_ops, temporal_ops, token_ops
 
-    return Bench(frame_ops, step_ops, layer_ops, temporal_ops, "cuda")
+    return Bench(frame_ops, step_ops, layer_ops, token_ops, temporal_ops, "cuda")
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Memory that nobody wrote to reads as NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+class Make:
+    """Tensors of one test: float32 for the interpreter, bfloat16 on a GPU, where float32 products are rounded."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        self.tolerance = 1e-5 if device == "cpu" else 2e-2
+        self._seed = 0
+
+    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
+        self._seed += 1
+        values = torch.randn(shape, generator=torch.Generator().manual_seed(self._seed)) * scale
+        tensor = values.to(self.device, self.dtype)
+        return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
+
+    def close(self, result: Tensor, expected: Tensor) -> None:
+        """Every value within the tolerance of the reference, relative to the largest of all."""
+        assert result.shape == expected.shape
+        difference = (result.float() - expected.float()).abs().max() / expected.float().abs().max()
+        assert difference <= self.tolerance, difference
+
+    def exact(self, argument: Any) -> Any:
+        """An argument of the reference: in float32, so that only the kernel rounds."""
+        if isinstance(argument, Tensor):
+            return argument.float()
+        return tuple(self.exact(item) for item in argument) if isinstance(argument, tuple) else argument
+
+    def compare(self, function: Any, expected: Any, *args: Any, **options: Any) -> None:
+        """Call kernel and reference; compare all they return, moments by their sums over parts."""
+        results = function(*args, **options)
+        references = expected(*self.exact(args), **{key: self.exact(item) for key, item in options.items()})
+        if isinstance(results, Tensor):
+            results, references = (results,), (references,)
+        for result, wanted in zip(results, references, strict=True):
+            moments = wanted is not None and wanted.dim() == 4 and wanted.shape[2] == 2
+            if moments and wanted.shape != result.shape:
+                result = result.sum(1, keepdim=True)
+            if wanted is None:
+                assert result is None
+            else:
+                self.close(result, wanted)
+
+
+@pytest.fixture
+def make(bench: Bench) -> Make:
+    return Make(bench.device)
+
+
+@pytest.fixture
+def make_on_cpu() -> Make:
+    return Make("cpu")
+
+
+@pytest.fixture
+def make_on_gpu() -> Make:
+    return Make("cuda")

@@ -1,73 +1,11 @@
 """The network's layers: kernels against the reference in float32, at even and odd shapes, with poisoned results."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from torch import Tensor
 
 from instantvision.kernels import reference_layers as reference
 
 SIZES = [(8, 12), (7, 10), (13, 5)]
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Memory that nobody wrote to reads as NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-class Make:
-    """Tensors of one test: float32 for the interpreter, bfloat16 on a GPU, where float32 products are rounded."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self.tolerance = 1e-5 if device == "cpu" else 2e-2
-        self._seed = 0
-
-    def __call__(self, *shape: int, scale: float = 1.0) -> Tensor:
-        self._seed += 1
-        values = torch.randn(shape, generator=torch.Generator().manual_seed(self._seed)) * scale
-        tensor = values.to(self.device, self.dtype)
-        return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
-
-    def close(self, result: Tensor, expected: Tensor) -> None:
-        """Every value within the tolerance of the reference, relative to the largest of all."""
-        assert result.shape == expected.shape
-        difference = (result.float() - expected.float()).abs().max() / expected.float().abs().max()
-        assert difference <= self.tolerance, difference
-
-
-@pytest.fixture
-def make(bench) -> Make:
-    return Make(bench.device)
-
-
-def exact(tensor):
-    """Arguments of the reference: in float32, so that only the kernel rounds."""
-    if isinstance(tensor, Tensor):
-        return tensor.float()
-    return tuple(exact(item) for item in tensor) if isinstance(tensor, tuple) else tensor
-
-
-def compare(make, function, expected, *args, **options):
-    """Call kernel and reference; compare all they return, moments by their sums over parts."""
-    results = function(*args, **options)
-    references = expected(
-        *(exact(arg) for arg in args), **{key: exact(item) for key, item in options.items()}
-    )
-    if isinstance(results, Tensor):
-        results, references = (results,), (references,)
-    for result, wanted in zip(results, references, strict=True):
-        if wanted is not None and wanted.dim() == 4 and wanted.shape[2] == 2 and wanted.shape != result.shape:
-            result = result.sum(1, keepdim=True)
-        if wanted is None:
-            assert result is None
-        else:
-            make.close(result, wanted)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -80,7 +18,7 @@ def test_frame(bench, make, size):
 
 CONVOLUTIONS = {
     "plain": lambda make, size: {},
-    "silu, framed": lambda make, size: {"silu": True, "framed_out": True},
+    "silu, framed": lambda make, size: {"activation": "silu", "framed_out": True},
     "residual, moments": lambda make, size: {"residual": make(2, 40, *size), "moments": True},
     "embedding": lambda make, size: {"embedding": make(2, 40)},
     "shared embedding": lambda make, size: {"embedding": make(1, 40)},
@@ -95,21 +33,21 @@ CONVOLUTIONS = {
 def test_conv3x3(bench, make, size, options):
     framed = reference.frame((make(2, 32, *size),))
     weight, bias = make(40, 32, 3, 3, scale=0.06), make(40)
-    compare(make, bench.layer_ops.conv3x3, reference.conv3x3, framed, weight, bias, **options(make, size))
+    make.compare(bench.layer_ops.conv3x3, reference.conv3x3, framed, weight, bias, **options(make, size))
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_conv3x3_of_stride_2(bench, make, size):
     framed = reference.frame((make(2, 32, *size),))
     arguments = framed, make(40, 32, 3, 3, scale=0.06), make(40)
-    compare(make, bench.layer_ops.conv3x3, reference.conv3x3, *arguments, stride=2, moments=True)
+    make.compare(bench.layer_ops.conv3x3, reference.conv3x3, *arguments, stride=2, moments=True)
 
 
 @pytest.mark.parametrize("features", [32, 256])
 def test_conv3x3_in_the_tiles_of_a_large_picture(bench, make, features):
     framed = reference.frame((make(1, 64, 20, 300 if bench.device == "cuda" else 21),))
     arguments = framed, make(features, 64, 3, 3, scale=0.04), make(features)
-    compare(make, bench.layer_ops.conv3x3, reference.conv3x3, *arguments, framed_out=True)
+    make.compare(bench.layer_ops.conv3x3, reference.conv3x3, *arguments, framed_out=True)
 
 
 # 2**22 values and more are normalised by the convolution itself, which the interpreter is too slow for.
@@ -120,16 +58,16 @@ def test_conv3x3_rms(bench, make, size):
     framed = reference.frame((make(2, 32, *size),))
     arguments = framed, make(128, 32, 3, 3, scale=0.06), make(128), make(128)
     options = {"eps": 1e-5, "residual": make(2, 128, *size)}
-    compare(make, bench.layer_ops.conv3x3_rms, reference.conv3x3_rms, *arguments, **options)
+    make.compare(bench.layer_ops.conv3x3_rms, reference.conv3x3_rms, *arguments, **options)
 
 
-def test_conv3x3_rms_on_store(interpreter, monkeypatch):
-    make = Make("cpu")
+def test_conv3x3_rms_on_store(interpreter, make_on_cpu, monkeypatch):
+    make = make_on_cpu
     convolve = interpreter.layer_ops.conv3x3_rms
     monkeypatch.setitem(convolve.__globals__, "WHOLE_ROWS_MIN", 0)
     framed = reference.frame((make(2, 16, 5, 6),))
     arguments = framed, make(24, 16, 3, 3, scale=0.1), make(24), make(24)
-    compare(make, convolve, reference.conv3x3_rms, *arguments, eps=1e-5, residual=make(2, 24, 5, 6))
+    make.compare(convolve, reference.conv3x3_rms, *arguments, eps=1e-5, residual=make(2, 24, 5, 6))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -152,7 +90,7 @@ def test_group_norm(bench, make, size, channels, groups):
     ):
         options |= {"groups": groups, "eps": 1e-5}
         arguments = pictures, (None,) * len(channels), make(total), make(total)
-        compare(make, bench.layer_ops.group_norm, reference.group_norm, *arguments, **options)
+        make.compare(bench.layer_ops.group_norm, reference.group_norm, *arguments, **options)
 
 
 def test_moments_of_a_convolution_serve_the_normalisation(bench, make):
@@ -172,7 +110,7 @@ def test_norm_linear(bench, make, tokens, channels, features, gated):
     for bias in (None, make(len(weight))):
         options = {"eps": 1e-5, "gated": gated}
         function = bench.layer_ops.norm_linear
-        compare(make, function, reference.norm_linear, *arguments, weight, bias, **options)
+        make.compare(function, reference.norm_linear, *arguments, weight, bias, **options)
 
 
 def test_norm_linear_over_groups(bench, make):
@@ -180,7 +118,7 @@ def test_norm_linear_over_groups(bench, make):
     moments = bench.layer_ops.channel_moments(tokens.transpose(1, 2)[..., None])
     arguments = tokens, make(64), make(64), make(96, 64, scale=0.1), make(96)
     options = {"eps": 1e-6, "groups": 16, "moments": moments}
-    compare(make, bench.layer_ops.norm_linear, reference.norm_linear, *arguments, **options)
+    make.compare(bench.layer_ops.norm_linear, reference.norm_linear, *arguments, **options)
 
 
 @pytest.mark.parametrize("widths", [(128,), (32, 128), (48,)])
@@ -188,7 +126,7 @@ def test_linear(bench, make, widths):
     sources = tuple(make(2, 70, width) for width in widths)
     arguments = sources, make(80, sum(widths), scale=0.1), make(80)
     for options in ({}, {"residual": make(2, 70, 80), "moments": True}):
-        compare(make, bench.layer_ops.linear, reference.linear, *arguments, **options)
+        make.compare(bench.layer_ops.linear, reference.linear, *arguments, **options)
 
 
 @pytest.mark.parametrize(("tokens", "heads", "width"), [(150, 2, 32), (128, 1, 64), (20, 3, 16)])
@@ -201,14 +139,14 @@ def test_attention_conv(bench, make, tokens, heads, width):
         make(2, tokens, channels),
     )
     result = bench.layer_ops.attention_conv(*arguments, heads=heads)
-    expected = reference.attention_conv(*(exact(argument) for argument in arguments), heads=heads)
+    expected = reference.attention_conv(*(make.exact(argument) for argument in arguments), heads=heads)
     make.close(result.float().sum(1), expected.sum(1))
 
 
 def test_attention_of_large_scores(bench, make):
     arguments = make(1, 70, 96, scale=30.0), make(32, 32, scale=0.1), make(32), make(1, 70, 32)
     result = bench.layer_ops.attention_conv(*arguments, heads=2)
-    expected = reference.attention_conv(*(exact(argument) for argument in arguments), heads=2)
+    expected = reference.attention_conv(*(make.exact(argument) for argument in arguments), heads=2)
     make.close(result.float().sum(1), expected.sum(1))
 
 
@@ -220,7 +158,7 @@ def test_cross_attention(bench, make, heads, context, parts):
     arguments = stacked, make(48), make(48), make(1, slots, 48, scale=0.2), make(1, slots, 48)
     options = {"heads": heads, "eps": 1e-5}
     function = bench.layer_ops.cross_attention
-    compare(make, function, reference.cross_attention, *arguments, make(48), **options)
+    make.compare(function, reference.cross_attention, *arguments, make(48), **options)
 
 
 def test_a_folded_context_is_cross_attention():
@@ -246,10 +184,73 @@ def test_resampling(bench, make, size):
     framed = reference.frame((make(2, 32, *size),))
     for channels in (32, 64):
         down = make(2, channels // 4, *size), framed, make(channels)
-        compare(make, layers.space_to_depth_add, reference.space_to_depth_add, *down, **options)
+        make.compare(layers.space_to_depth_add, reference.space_to_depth_add, *down, **options)
     for channels in (32, 16):
         up = make(2, 4 * channels, *size), make(2, 32, *size), make(channels)
-        compare(make, layers.depth_to_space_add, reference.depth_to_space_add, *up, **options)
+        make.compare(layers.depth_to_space_add, reference.depth_to_space_add, *up, **options)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_conv3x3_between_framed_pictures(bench, make, size):
+    framed = reference.frame((make(2, 32, *size),))
+    arguments = framed, make(32, 32, 3, 3, scale=0.06), make(32)
+    options = {"residual": framed, "activation": "relu", "framed_out": True}
+    make.compare(bench.layer_ops.conv3x3, reference.conv3x3, *arguments, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"embedding": True}, {"residual": True}])
+def test_the_pass_after_a_library_convolution(bench, make, options):
+    convolved, bias = make(2, 72, 9, 11), make(72)
+    embedding = make(2, 72) if "embedding" in options else None
+    residual = make(2, 72, 9, 11) if "residual" in options else None
+    expected = convolved.float() + bias.float()[:, None, None]
+    if embedding is not None:
+        expected = expected + embedding.float()[:, :, None, None]
+    if residual is not None:
+        expected = expected + residual.float()
+    result, moments = bench.layer_ops.finish(convolved, bias, embedding, residual, moments=True)
+    make.close(result, expected)
+    make.close(moments.sum(1, keepdim=True), reference.channel_moments(expected))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stride", [1, 2])
+def test_conv3x3_by_a_library(make_on_gpu, stride):
+    from instantvision.kernels import layer_ops
+
+    make = make_on_gpu
+    framed = reference.frame((make(2, 1280, 8, 6),))
+    sides = (2, 640, 8 // stride, 6 // stride)
+    arguments = framed, make(640, 1280, 3, 3, scale=0.01), make(640)
+    for options in (
+        {"embedding": make(2, 640)},
+        {"residual": make(*sides), "moments": True},
+        {"shortcut": ((make(*sides), make(*sides)), make(640, 1280, scale=0.03)), "moments": True},
+    ):
+        make.compare(layer_ops.conv3x3, reference.conv3x3, *arguments, stride=stride, **options)
+
+
+@pytest.mark.gpu
+def test_layers_in_e4m3(make_on_gpu):
+    from instantvision.kernels import layer_ops
+
+    make, e4m3 = make_on_gpu, torch.float8_e4m3fn
+    pictures, weight, bias = (make(1, 64, 9, 11), make(1, 64, 9, 11)), make(128), make(128)
+    options = {"groups": 16, "eps": 1e-5, "silu": True, "framed_out": True, "dtype": e4m3}
+    framed = layer_ops.group_norm(pictures, (None, None), weight, bias, **options)
+    expected = reference.group_norm(make.exact(pictures), (None, None), weight.float(), bias.float(), **options)
+    assert framed.dtype == e4m3
+    # The same values but for those between two numbers of e4m3, an eighth of their size apart.
+    assert ((framed.float() - expected.float()).abs() <= expected.float().abs() / 7 + 2e-3).all()
+    rows = make(96, 128, 3, 3, scale=0.2).to(e4m3).contiguous(memory_format=torch.channels_last)
+    arguments = framed, rows, make(96)
+    scale = torch.linspace(0.01, 0.2, 96, device="cuda")
+    shortcut = (make(1, 32, 9, 11),), make(96, 32, scale=0.1)
+    result, _ = layer_ops.conv3x3(*arguments, scale=scale, shortcut=shortcut)
+    wanted, _ = reference.conv3x3(
+        framed, rows, arguments[2].float(), scale=scale, shortcut=make.exact(shortcut)
+    )
+    make.close(result, wanted)
 
 
 def test_refusals(bench, make):

@@ -1,0 +1,217 @@
+"""Attention by whatever is fastest: a library's for long sequences, mostly, and a kernel of our own for short ones.
+
+Chosen once for each shape, by measuring them on the device as part of a graph, with the reason in the log. Operation and
+arguments are those of `token_reference`. Needs triton.
+
+Source: online softmax as in Milakov & Gimelshein 2018 (arXiv 1805.02867) and Dao et al. 2022 (arXiv 2205.14135).
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from instantvision.kernels import token_reference as reference
+from instantvision.kernels.launch import launch, matrix, overlapped, shared_memory, taking_notes, uses_descriptors
+
+log = logging.getLogger(__name__)
+
+Attend: TypeAlias = Callable[[Tensor, Tensor | None, int], Tensor]
+
+LOG2_E = 1.4426950408889634
+# Calls in the graph that is measured, and how often it is.
+CALLS, REPEATS = 8, 5
+
+_chosen: dict[tuple[object, ...], Attend] = {}
+
+
+def attention(queries: Tensor, keys_values: Tensor | None, *, heads: int) -> Tensor:
+    """See `token_reference.attention`."""
+    if queries.device.type != "cuda" or taking_notes() or queries.dtype == torch.float32:
+        return attend(queries, keys_values, heads)
+    context = None if keys_values is None else keys_values.shape
+    key = queries.device, queries.dtype, queries.shape, context, heads
+    if key not in _chosen:
+        if torch.cuda.is_current_stream_capturing():
+            return attend(queries, keys_values, heads)
+        _chosen[key] = _fastest(queries, keys_values, heads)
+    return _chosen[key](queries, keys_values, heads)
+
+
+def attend(queries: Tensor, keys_values: Tensor | None, heads: int) -> Tensor:
+    """Our own kernel; arguments as of `attention`."""
+    # Checks the widths, too.
+    query, key, _ = reference.apart(queries, keys_values, heads)
+    batch, _, tokens, width = query.shape
+    context, channels = key.shape[2], heads * width
+    block_m, block_n, warps, stages = _blocks(tokens, context)
+    if shared_memory(queries) < 2 * (block_m + 2 * stages * block_n) * width + 8192:
+        stages = 2
+    block_width = max(16, triton.next_power_of_2(width))
+    # Tiles of another head's columns would come with those of a head whose width is no power of two.
+    descriptors = uses_descriptors(queries) and block_width == width
+    rows = queries.flatten(0, 1)
+    others = rows if keys_values is None else keys_values.flatten(0, 1)
+    out = queries.new_empty((batch, tokens, channels))
+    launch(
+        attention_kernel,
+        (triton.cdiv(tokens, block_m), heads, batch),
+        matrix(rows, (block_m, width), descriptors),
+        matrix(others, (block_n, width), descriptors),
+        out,
+        tokens,
+        context,
+        0 if keys_values is not None and len(keys_values) == 1 else context,
+        width**-0.5 * LOG2_E,
+        C=channels,
+        QUERY_PITCH=rows.shape[1],
+        CONTEXT_PITCH=others.shape[1],
+        WIDTH=width,
+        DESCRIPTORS=descriptors,
+        WHOLE=context % block_n == 0,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_W=block_width,
+        num_warps=warps,
+        num_stages=stages,
+        **overlapped(queries),
+    )
+    return out
+
+
+def _blocks(tokens: int, context: int) -> tuple[int, int, int, int]:
+    """Queries and keys a step, warps and pipeline stages: measured on an H100."""
+    if context <= 128:
+        return 64, max(16, triton.next_power_of_2(context)), 4, 2
+    return (128, 128, 8, 3) if tokens >= 4096 else (64, 128, 4, 3)
+
+
+def _library(backend: SDPBackend) -> Attend:
+    def call(queries: Tensor, keys_values: Tensor | None, heads: int) -> Tensor:
+        query, key, value = reference.apart(queries, keys_values, heads)
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+    return call
+
+
+def _fastest(queries: Tensor, keys_values: Tensor | None, heads: int) -> Attend:
+    ways: dict[str, Attend] = {
+        "our kernel": attend,
+        "cuDNN": _library(SDPBackend.CUDNN_ATTENTION),
+        "FlashAttention": _library(SDPBackend.FLASH_ATTENTION),
+    }
+    times = {}
+    for name, way in ways.items():
+        try:
+            times[name] = _microseconds(lambda way=way: way(queries, keys_values, heads))
+        except RuntimeError as error:
+            # The library has none for this device or shape.
+            log.debug("%s cannot do this attention: %s", name, error)
+    best = min(times, key=times.__getitem__)
+    shape = f"{heads} heads, {queries.shape[1]} tokens"
+    keys = "themselves" if keys_values is None else f"{keys_values.shape[1]} others"
+    figures = ", ".join(f"{name} {time:.1f} µs" for name, time in times.items())
+    log.info("attention of %s to %s: %s, because %s", shape, keys, best, figures)
+    return ways[best]
+
+
+def _microseconds(call: Callable[[], object]) -> float:
+    """Median time of a call as part of a graph: the host's share of a launch must not count."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            kept = [call() for _ in range(CALLS)]
+        finally:
+            graph.capture_end()
+        times = []
+        for _ in range(REPEATS):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1e3 / CALLS)
+    del kept
+    return sorted(times)[REPEATS // 2]
+
+
+@triton.jit(do_not_specialize=["tokens", "context", "context_stride"])
+def attention_kernel(
+    queries,
+    others,
+    p_out,
+    tokens,
+    context,
+    context_stride,
+    scale,
+    C: tl.constexpr,
+    QUERY_PITCH: tl.constexpr,
+    CONTEXT_PITCH: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    """BLOCK_M queries of one head a program.
+
+    4·T·S·C operations; reads 2·(T + 2·S)·C bytes (bf16), writes 2·T·C. Saves the scores.
+    """
+    i_m = tl.program_id(0)
+    i_head = tl.program_id(1)
+    i_batch = tl.program_id(2)
+    i_token = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_width = tl.arange(0, BLOCK_W)
+    m_token = (i_token < tokens)[:, None] & (i_width < WIDTH)[None, :]
+    # Keys and values are the last two thirds of the queries' rows, or rows of their own.
+    first_column = CONTEXT_PITCH - 2 * C + i_head * WIDTH
+    query_row = i_batch * tokens
+    key_row = i_batch * context_stride
+    if USE_PDL:
+        tl.extra.cuda.gdc_wait()
+    if DESCRIPTORS:
+        b_query = queries.load([query_row + i_m * BLOCK_M, i_head * WIDTH])
+    else:
+        o_query = (query_row + i_token).to(tl.int64)[:, None] * QUERY_PITCH + i_head * WIDTH + i_width[None, :]
+        b_query = tl.load(queries + o_query, mask=m_token, other=0)
+    b_max = tl.full((BLOCK_M,), -1e30, tl.float32)
+    b_total = tl.zeros((BLOCK_M,), tl.float32)
+    b_gathered = tl.zeros((BLOCK_M, BLOCK_W), tl.float32)
+    for start in range(0, context, BLOCK_N):
+        i_key = start + tl.arange(0, BLOCK_N)
+        if DESCRIPTORS:
+            b_key = others.load([key_row + start, first_column])
+            b_value = others.load([key_row + start, first_column + C])
+        else:
+            o_key = (key_row + i_key).to(tl.int64)[:, None] * CONTEXT_PITCH + first_column + i_width[None, :]
+            m_key = (i_key < context)[:, None] & (i_width < WIDTH)[None, :]
+            b_key = tl.load(others + o_key, mask=m_key, other=0)
+            b_value = tl.load(others + o_key + C, mask=m_key, other=0)
+        b_score = tl.dot(b_query, b_key.T)
+        if not WHOLE:
+            b_score = tl.where((i_key < context)[None, :], b_score, -1e30)
+        b_new_max = tl.maximum(b_max, tl.max(b_score, 1) * scale)
+        b_share = tl.exp2(b_score * scale - b_new_max[:, None])
+        b_decay = tl.exp2(b_max - b_new_max)
+        b_total = b_total * b_decay + tl.sum(b_share, 1)
+        b_gathered = tl.dot(b_share.to(b_value.dtype), b_value, b_gathered * b_decay[:, None])
+        b_max = b_new_max
+    b_gathered = b_gathered / b_total[:, None]
+    o_out = (query_row + i_token).to(tl.int64)[:, None] * C + i_head * WIDTH + i_width[None, :]
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    tl.store(p_out + o_out, b_gathered.to(p_out.dtype.element_ty), mask=m_token)

@@ -1,0 +1,145 @@
+"""3x3 convolutions of many channels over few positions by cuDNN, which splits their sums, and one pass for the rest.
+
+Which shapes these are was measured on an H100 with weights that come from memory (benchmarks/README.md). Needs triton.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from instantvision.kernels.launch import launch, overlapped
+
+# Above so many positions our own kernel has tiles for every multiprocessor.
+POSITIONS_MAX = 4096
+# Input times output channels from which on cuDNN wins there.
+CHANNELS_MIN = 640 * 1280
+# Positions and channels a program of the last pass.
+ROWS, COLUMNS = 32, 64
+
+
+def library_wins(positions: int, channels: int, features: int) -> bool:
+    """Whether cuDNN and a pass of its own are faster than our kernel, in 16-bit numbers on a GPU."""
+    return positions <= POSITIONS_MAX and channels * features >= CHANNELS_MIN
+
+
+def library_conv3x3(
+    framed: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: int,
+    embedding: Tensor | None,
+    shortcut: tuple[tuple[Tensor, ...], Tensor] | None,
+    residual: Tensor | None,
+    moments: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """`reference_layers.conv3x3` without activation or frame."""
+    convolved = F.conv2d(framed, weight, stride=stride).contiguous(memory_format=torch.channels_last)
+    added = [residual] if residual is not None else []
+    if shortcut is not None:
+        added.append(_pointwise(*shortcut))
+    return finish(convolved, bias, embedding, *added[:1], moments=moments)
+
+
+def finish(
+    convolved: Tensor,
+    bias: Tensor,
+    embedding: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    moments: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Add bias, embedding and residual to a picture in place, and count its moments.
+
+    Args:
+        convolved: [B, N, h, w], channels_last.
+        bias: [N].
+        embedding: [B or 1, N].
+        residual: like `convolved`.
+        moments: count them.
+
+    Returns:
+        The picture, and its moments or None.
+    """
+    batch, features, height, width = convolved.shape
+    positions = height * width
+    tiles = triton.cdiv(positions, ROWS)
+    parts = convolved.new_empty((batch, tiles, 2, features), dtype=torch.float32) if moments else None
+    launch(
+        finish_kernel,
+        (triton.cdiv(features, COLUMNS), tiles, batch),
+        convolved,
+        bias,
+        bias if embedding is None else embedding,
+        convolved if residual is None else residual,
+        bias if parts is None else parts,
+        positions,
+        0 if embedding is None or len(embedding) == 1 else embedding.stride(0),
+        N=features,
+        EMBEDDING=embedding is not None,
+        RESIDUAL=residual is not None,
+        MOMENTS=moments,
+        BLOCK_M=ROWS,
+        BLOCK_N=COLUMNS,
+        num_warps=4,
+        **overlapped(convolved),
+    )
+    return convolved, parts
+
+
+def _pointwise(pictures: tuple[Tensor, ...], weight: Tensor) -> Tensor:
+    """A 1x1 convolution, [N, C], over pictures side by side."""
+    batch, _, height, width = pictures[0].shape
+    first, *others = (picture.permute(0, 2, 3, 1).flatten(0, 2) for picture in pictures)
+    start = first.shape[1]
+    out = first @ weight[:, :start].T
+    for other in others:
+        out.addmm_(other, weight[:, start : start + other.shape[1]].T)
+        start += other.shape[1]
+    return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+@triton.jit(do_not_specialize=["positions", "embedding_stride"])
+def finish_kernel(
+    p_x,
+    p_bias,
+    p_embedding,
+    p_residual,
+    p_moments,
+    positions,
+    embedding_stride,
+    N: tl.constexpr,
+    EMBEDDING: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    """BLOCK_M positions by BLOCK_N features a program. Reads 2·h·w·N bytes (bf16), twice with a residual; writes as many."""
+    i_m = tl.program_id(1)
+    i_batch = tl.program_id(2)
+    i_position = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_feature = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_feature = i_feature < N
+    m_x = (i_position < positions)[:, None] & m_feature[None, :]
+    o_x = (i_batch * positions + i_position).to(tl.int64)[:, None] * N + i_feature[None, :]
+    b_bias = tl.load(p_bias + i_feature, mask=m_feature, other=0).to(tl.float32)
+    if EMBEDDING:
+        o_embedding = i_batch * embedding_stride + i_feature
+        b_bias += tl.load(p_embedding + o_embedding, mask=m_feature, other=0).to(tl.float32)
+    if USE_PDL:
+        tl.extra.cuda.gdc_wait()
+    b_x = tl.load(p_x + o_x, mask=m_x, other=0).to(tl.float32) + b_bias[None, :]
+    if RESIDUAL:
+        b_x += tl.load(p_residual + o_x, mask=m_x, other=0).to(tl.float32)
+    if MOMENTS:
+        b_counted = tl.where(m_x, b_x, 0.0)
+        o_moments = (i_batch * tl.num_programs(1) + i_m) * (2 * N) + i_feature
+        tl.store(p_moments + o_moments, tl.sum(b_counted, 0), mask=m_feature)
+        tl.store(p_moments + o_moments + N, tl.sum(b_counted * b_counted, 0), mask=m_feature)
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    tl.store(p_x + o_x, b_x.to(p_x.dtype.element_ty), mask=m_x)

@@ -1,0 +1,162 @@
+"""Layers of wide transformers: everything between two matrix products in one pass over memory.
+
+The products themselves are a library's, which is faster at these widths (benchmarks/README.md). Operations and arguments
+are those of `token_reference`. Needs triton.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from instantvision.kernels.attention import attention
+from instantvision.kernels.launch import launch, overlapped
+
+__all__ = ["add_layer_norm", "attention", "geglu"]
+
+# Values a program of `geglu` writes for one token.
+GEGLU_COLUMNS = 1024
+
+
+def add_layer_norm(
+    x: Tensor,
+    update: Tensor | None,
+    update_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """See `token_reference.add_layer_norm`."""
+    channels = x.shape[-1]
+    tokens = x.numel() // channels
+    out, normal = torch.empty_like(x) if update is not None else x, torch.empty_like(x, dtype=dtype)
+    rows = 1 if channels > 1024 else 2
+    launch(
+        add_layer_norm_kernel,
+        (triton.cdiv(tokens, rows),),
+        x,
+        x if update is None else update,
+        bias if update_bias is None else update_bias,
+        weight,
+        bias,
+        out,
+        normal,
+        tokens,
+        eps,
+        C=channels,
+        UPDATE=update is not None,
+        UPDATE_BIAS=update_bias is not None,
+        BLOCK_M=rows,
+        BLOCK_C=triton.next_power_of_2(channels),
+        num_warps=4,
+        **overlapped(x),
+    )
+    return out, normal
+
+
+def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """See `token_reference.geglu`."""
+    *shape, both = x.shape
+    channels = both // 2
+    out = x.new_empty((*shape, channels), dtype=dtype)
+    columns = min(GEGLU_COLUMNS, triton.next_power_of_2(channels))
+    rows = max(1, 2048 // columns)
+    grid = (triton.cdiv(channels, columns), triton.cdiv(x.numel() // both, rows))
+    launch(
+        geglu_kernel,
+        grid,
+        x,
+        bias,
+        out,
+        x.numel() // both,
+        C=channels,
+        BLOCK_M=rows,
+        BLOCK_C=columns,
+        num_warps=4,
+        **overlapped(x),
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def add_layer_norm_kernel(
+    p_x,
+    p_update,
+    p_update_bias,
+    p_weight,
+    p_bias,
+    p_out,
+    p_normal,
+    tokens,
+    eps,
+    C: tl.constexpr,
+    UPDATE: tl.constexpr,
+    UPDATE_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    """BLOCK_M whole tokens a program.
+
+    Reads 4·T·C bytes (bf16), writes as many. Saves the sum's and the normalisation's passes.
+    """
+    i_token = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_channel = tl.arange(0, BLOCK_C)
+    m_channel = i_channel < C
+    m_x = (i_token < tokens)[:, None] & m_channel[None, :]
+    o_x = i_token.to(tl.int64)[:, None] * C + i_channel[None, :]
+    # Weights do not depend on the kernel before: they are on their way while it ends.
+    b_scale = tl.load(p_weight + i_channel, mask=m_channel, other=0).to(tl.float32)
+    b_shift = tl.load(p_bias + i_channel, mask=m_channel, other=0).to(tl.float32)
+    if UPDATE_BIAS:
+        b_update_bias = tl.load(p_update_bias + i_channel, mask=m_channel, other=0).to(tl.float32)
+    if USE_PDL:
+        tl.extra.cuda.gdc_wait()
+    b_x = tl.load(p_x + o_x, mask=m_x, other=0).to(tl.float32)
+    if UPDATE:
+        b_x += tl.load(p_update + o_x, mask=m_x, other=0).to(tl.float32)
+        if UPDATE_BIAS:
+            b_x += b_update_bias[None, :]
+        # Normalised is what others will read.
+        b_sum = b_x.to(p_out.dtype.element_ty)
+        b_x = tl.where(m_x, b_sum.to(tl.float32), 0.0)
+    b_centred = tl.where(m_x, b_x - (tl.sum(b_x, 1) / C)[:, None], 0.0)
+    b_normal = b_centred * tl.rsqrt(tl.sum(b_centred * b_centred, 1) / C + eps)[:, None]
+    b_normal = b_normal * b_scale[None, :] + b_shift[None, :]
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    if UPDATE:
+        tl.store(p_out + o_x, b_sum, mask=m_x)
+    tl.store(p_normal + o_x, b_normal.to(p_normal.dtype.element_ty), mask=m_x)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def geglu_kernel(
+    p_x,
+    p_bias,
+    p_out,
+    tokens,
+    C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    USE_PDL: tl.constexpr,
+):
+    """BLOCK_M tokens by BLOCK_C channels a program. Reads 4·T·C bytes (bf16), writes 2·T·C, half that in e4m3."""
+    i_token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_channel = i_channel < C
+    m_x = (i_token < tokens)[:, None] & m_channel[None, :]
+    o_token = i_token.to(tl.int64)[:, None]
+    b_value_bias = tl.load(p_bias + i_channel, mask=m_channel, other=0).to(tl.float32)
+    b_gate_bias = tl.load(p_bias + C + i_channel, mask=m_channel, other=0).to(tl.float32)
+    if USE_PDL:
+        tl.extra.cuda.gdc_wait()
+    o_x = o_token * (2 * C) + i_channel[None, :]
+    b_value = tl.load(p_x + o_x, mask=m_x, other=0).to(tl.float32) + b_value_bias[None, :]
+    b_gate = tl.load(p_x + o_x + C, mask=m_x, other=0).to(tl.float32) + b_gate_bias[None, :]
+    b_out = b_value * 0.5 * b_gate * (1 + tl.erf(b_gate * 0.7071067811865476))
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    tl.store(p_out + o_token * C + i_channel[None, :], b_out.to(p_out.dtype.element_ty), mask=m_x)

@@ -1,0 +1,101 @@
+"""The layers of wide transformers in plain torch: what surrounds the matrix products that a library computes best.
+
+Names: B batch, T tokens, S tokens of the context, C width. An update is what a residual stream is about to take in: the
+product of a projection, without its bias.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The largest number of e4m3, which has no infinity.
+E4M3_MAX = 448.0
+
+
+def add_layer_norm(
+    x: Tensor,
+    update: Tensor | None,
+    update_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Take an update into the residual stream, and normalise each token of the sum.
+
+    Args:
+        x: residual stream, [B, T, C].
+        update: likewise, or None.
+        update_bias: [C], or None.
+        weight, bias: of the normalisation, [C].
+        eps: added to the variance.
+        dtype: of the normalised tokens; float8_e4m3fn holds what is within +-448.
+
+    Returns:
+        The new residual stream, `x` itself without an update, and the normalised tokens, both [B, T, C].
+
+    Source: Ba et al. 2016 (arXiv 1607.06450), eq. 3.
+    """
+    if update is not None:
+        total = x.float() + update.float()
+        x = (total if update_bias is None else total + update_bias.float()).to(x.dtype)
+    normal = F.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps)
+    return x, rounded(normal, dtype)
+
+
+def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """Values times GELU of gates.
+
+    Args:
+        x: values, then gates, without their bias, [B, T, 2C].
+        bias: [2C].
+        dtype: of the result; float8_e4m3fn holds what is within +-448.
+
+    Returns:
+        [B, T, C].
+
+    Source: Shazeer 2020 (arXiv 2002.05202), eq. 6.
+    """
+    value, gate = (x.float() + bias.float()).chunk(2, -1)
+    return rounded(value * F.gelu(gate), dtype)
+
+
+def attention(queries: Tensor, keys_values: Tensor | None, *, heads: int) -> Tensor:
+    """Softmax attention of all heads.
+
+    Args:
+        queries: [B, T, C], heads one after the other; with `keys_values` None keys and values follow, [B, T, 3C].
+        keys_values: of a context, side by side, [B or 1, S, 2C].
+        heads: number of heads.
+
+    Returns:
+        The gathered values, [B, T, C].
+
+    Raises:
+        ValueError: the widths do not fit.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.
+    """
+    query, key, value = apart(queries, keys_values, heads)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def apart(queries: Tensor, keys_values: Tensor | None, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of queries, keys and values, each [B, heads, tokens, C / heads]; arguments as of `attention`."""
+    query, key, value = (
+        queries.chunk(3, -1) if keys_values is None else (queries, *keys_values.chunk(2, -1))
+    )
+    if query.shape[-1] % heads or key.shape[-1] != query.shape[-1]:
+        raise ValueError(
+            f"queries {list(query.shape)}, keys {list(key.shape)} and {heads} heads do not fit"
+        )
+    query, key, value = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key, value))
+    return query, key.expand(len(query), -1, -1, -1), value.expand(len(query), -1, -1, -1)
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in another type; what e4m3 cannot hold becomes its largest number, as on a GPU."""
+    if dtype == torch.float8_e4m3fn:
+        values = values.clamp(-E4M3_MAX, E4M3_MAX)
+    return values.to(dtype)

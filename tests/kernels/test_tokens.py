@@ -1,0 +1,85 @@
+"""The layers of wide transformers: kernels against the reference in float32, at even and odd shapes."""
+
+import logging
+
+import pytest
+import torch
+
+from instantvision.kernels import token_reference as reference
+
+
+@pytest.mark.parametrize("channels", [64, 80, 1280])
+@pytest.mark.parametrize("update", ["none", "plain", "biased"])
+def test_add_layer_norm(bench, make, channels, update):
+    x = make(2, 5, channels)
+    taken_in = None if update == "none" else make(2, 5, channels)
+    update_bias = make(channels) if update == "biased" else None
+    arguments = x, taken_in, update_bias, make(channels), make(channels)
+    options = {"eps": 1e-5, "dtype": make.dtype}
+    make.compare(bench.token_ops.add_layer_norm, reference.add_layer_norm, *arguments, **options)
+
+
+def test_without_an_update_the_stream_is_the_same_memory(bench, make):
+    x = make(1, 3, 64)
+    stream, _ = bench.token_ops.add_layer_norm(
+        x, None, None, make(64), make(64), eps=1e-5, dtype=make.dtype
+    )
+    assert stream is x
+
+
+@pytest.mark.parametrize(("tokens", "channels"), [(7, 96), (3, 2560), (1, 16)])
+def test_geglu(bench, make, tokens, channels):
+    arguments = make(2, tokens, 2 * channels), make(2 * channels)
+    make.compare(bench.token_ops.geglu, reference.geglu, *arguments, dtype=make.dtype)
+
+
+@pytest.mark.parametrize(("tokens", "heads", "width"), [(150, 2, 32), (128, 1, 64), (20, 3, 16), (33, 2, 40)])
+def test_attention_to_themselves(bench, make, tokens, heads, width):
+    arguments = make(2, tokens, 3 * heads * width), None
+    make.compare(bench.token_ops.attention, reference.attention, *arguments, heads=heads)
+
+
+@pytest.mark.parametrize("context", [77, 8, 200])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_attention_to_a_context(bench, make, context, batch):
+    arguments = make(2, 70, 96), make(batch, context, 192)
+    make.compare(bench.token_ops.attention, reference.attention, *arguments, heads=3)
+
+
+def test_attention_of_large_scores(bench, make):
+    make.compare(bench.token_ops.attention, reference.attention, make(1, 70, 96, scale=30.0), None, heads=2)
+
+
+def test_attention_refuses_widths_that_do_not_fit(bench, make):
+    with pytest.raises(ValueError, match="5 heads do not fit"):
+        bench.token_ops.attention(make(1, 8, 96), None, heads=5)
+
+
+@pytest.mark.gpu
+def test_our_attention_and_the_librarys_agree_whichever_is_chosen(make_on_gpu, caplog):
+    from instantvision.kernels import attention, token_ops
+
+    make = make_on_gpu
+    queries, context = make(1, 256, 3 * 320), make(1, 77, 640)
+    with caplog.at_level(logging.INFO, logger="instantvision.kernels.attention"):
+        attention._chosen.clear()
+        for pair in ((queries, None), (queries[..., :320].contiguous(), context)):
+            make.close(token_ops.attention(*pair, heads=5), reference.attention(*make.exact(pair), heads=5))
+            make.close(attention.attend(*pair, 5), reference.attention(*make.exact(pair), heads=5))
+    assert "attention of 5 heads, 256 tokens to themselves" in caplog.text
+    assert "our kernel" in caplog.text
+    assert "77 others" in caplog.text
+
+
+@pytest.mark.gpu
+def test_tokens_in_e4m3(make_on_gpu):
+    from instantvision.kernels import token_ops
+
+    make, e4m3 = make_on_gpu, torch.float8_e4m3fn
+    x, weight, bias = make(1, 9, 320), make(320), make(320)
+    _, normal = token_ops.add_layer_norm(x, None, None, weight, bias, eps=1e-5, dtype=e4m3)
+    _, expected = reference.add_layer_norm(*make.exact((x, None, None, weight, bias)), eps=1e-5, dtype=e4m3)
+    gated = token_ops.geglu(make(1, 9, 640, scale=40.0), make(640), dtype=e4m3)
+    # Numbers of e4m3 are an eighth of their size apart, and what is too large is the largest.
+    assert ((normal.float() - expected.float()).abs() <= expected.float().abs() / 7 + 2e-3).all()
+    assert gated.float().abs().max() == reference.E4M3_MAX
