@@ -4,7 +4,8 @@
     latents = backend.step_ops.denoise_step(prediction, latents, coefficients)
 
 `reference`, `reference_layers`, `token_reference` and `temporal_reference` have every operation in plain torch;
-`frame_ops`, `step_ops`, `layer_ops`, `token_ops` and `temporal_ops` have kernels of the same signatures. Knows nothing of models or schedules.
+`frame_ops`, `step_ops`, `layer_ops`, `token_ops` and `temporal_ops` have kernels of the same signatures.
+Knows nothing of models or schedules.
 """
 
 import functools

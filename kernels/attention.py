@@ -1,11 +1,12 @@
 """Attention by whatever is fastest: a library's for long sequences, mostly, and a kernel of our own for short ones.
 
-Chosen once for each shape, by measuring them on the device as part of a graph, with the reason in the log. Operation and
-arguments are those of `token_reference`. Needs triton.
+Chosen once for each shape, by measuring them on the device as part of a graph, with the reason in the log. Operation
+and arguments are those of `token_reference`. Needs triton.
 
 Source: online softmax as in Milakov & Gimelshein 2018 (arXiv 1805.02867) and Dao et al. 2022 (arXiv 2205.14135).
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import TypeAlias
@@ -18,7 +19,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from instantvision.kernels import token_reference as reference
-from instantvision.kernels.launch import launch, matrix, overlapped, shared_memory, taking_notes, uses_descriptors
+from instantvision.kernels.launch import (
+    launch,
+    matrix,
+    overlapped,
+    shared_memory,
+    taking_notes,
+    uses_descriptors,
+)
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +118,7 @@ def _fastest(queries: Tensor, keys_values: Tensor | None, heads: int) -> Attend:
     times = {}
     for name, way in ways.items():
         try:
-            times[name] = _microseconds(lambda way=way: way(queries, keys_values, heads))
+            times[name] = _microseconds(functools.partial(way, queries, keys_values, heads))
         except RuntimeError as error:
             # The library has none for this device or shape.
             log.debug("%s cannot do this attention: %s", name, error)
@@ -186,7 +194,9 @@ def attention_kernel(
     if DESCRIPTORS:
         b_query = queries.load([query_row + i_m * BLOCK_M, i_head * WIDTH])
     else:
-        o_query = (query_row + i_token).to(tl.int64)[:, None] * QUERY_PITCH + i_head * WIDTH + i_width[None, :]
+        o_query = (
+            (query_row + i_token).to(tl.int64)[:, None] * QUERY_PITCH + i_head * WIDTH + i_width[None, :]
+        )
         b_query = tl.load(queries + o_query, mask=m_token, other=0)
     b_max = tl.full((BLOCK_M,), -1e30, tl.float32)
     b_total = tl.zeros((BLOCK_M,), tl.float32)

@@ -118,7 +118,11 @@ def finish_kernel(
     BLOCK_N: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    """BLOCK_M positions by BLOCK_N features a program. Reads 2·h·w·N bytes (bf16), twice with a residual; writes as many."""
+    """BLOCK_M positions by BLOCK_N features a program.
+
+    Reads 2·h·w·N bytes (bf16), twice that with a residual, writes 2·h·w·N. Saves the passes of bias, embedding, residual
+    and statistics.
+    """
     i_m = tl.program_id(1)
     i_batch = tl.program_id(2)
     i_position = i_m * BLOCK_M + tl.arange(0, BLOCK_M)

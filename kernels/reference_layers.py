@@ -394,7 +394,9 @@ def picture_buffer(
 ) -> Tensor:
     """Memory for a picture of the batch of `like`, and of its type if no other is given."""
     shape = (len(like), channels, height, width)
-    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
+    return torch.empty(
+        shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
+    )
 
 
 def check_conv3x3(framed: Tensor, weight: Tensor, stride: int, framed_out: bool) -> None:

@@ -1,7 +1,7 @@
 """Layers of wide transformers: everything between two matrix products in one pass over memory.
 
-The products themselves are a library's, which is faster at these widths (benchmarks/README.md). Operations and arguments
-are those of `token_reference`. Needs triton.
+The products themselves are a library's, which is faster at these widths (benchmarks/README.md). Operations and
+arguments are those of `token_reference`. Needs triton.
 """
 
 import torch

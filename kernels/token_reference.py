@@ -83,13 +83,9 @@ def attention(queries: Tensor, keys_values: Tensor | None, *, heads: int) -> Ten
 
 def apart(queries: Tensor, keys_values: Tensor | None, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views of queries, keys and values, each [B, heads, tokens, C / heads]; arguments as of `attention`."""
-    query, key, value = (
-        queries.chunk(3, -1) if keys_values is None else (queries, *keys_values.chunk(2, -1))
-    )
+    query, key, value = queries.chunk(3, -1) if keys_values is None else (queries, *keys_values.chunk(2, -1))
     if query.shape[-1] % heads or key.shape[-1] != query.shape[-1]:
-        raise ValueError(
-            f"queries {list(query.shape)}, keys {list(key.shape)} and {heads} heads do not fit"
-        )
+        raise ValueError(f"queries {list(query.shape)}, keys {list(key.shape)} and {heads} heads do not fit")
     query, key, value = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (query, key, value))
     return query, key.expand(len(query), -1, -1, -1), value.expand(len(query), -1, -1, -1)
 

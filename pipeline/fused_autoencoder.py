@@ -18,7 +18,7 @@ from instantvision.pipeline.autoencoder import (
     ResidualBlock,
     Upsample,
 )
-from instantvision.pipeline.fused_unet import filled_up, parameters
+from instantvision.pipeline.packing import filled_up, parameters
 
 # Depth of the step that convolutions are fastest with: fewer channels of pixels are filled up with zeros.
 PIXEL_CHANNELS_MULTIPLE = 64

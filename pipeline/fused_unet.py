@@ -1,7 +1,8 @@
 """The UNet's frame path in fused layers: few, large passes over memory, nothing computed twice.
 
 The parameters are those of a `UNet`, which stays the definition of the network and what training runs; here they are
-packed once. What depends on the timestep and the style only is computed by `prepare`, for all steps at once.
+packed once. What depends on the timestep and the style only is computed by `prepare`, for all steps at once. The
+transformers of this file read a few style tokens; those that read a text are in wide_transformer.py.
 
 Names: B batch, S steps, C channels, h w latent height and width, T context tokens, D token width, E time embedding's
 width.
@@ -14,14 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instantvision.kernels import LayerOps
+from instantvision.kernels import LayerOps, TokenOps
 from instantvision.kernels.reference_layers import fold_context
+from instantvision.pipeline.eight_bit import Convolution
 from instantvision.pipeline.model import Prepared
+from instantvision.pipeline.packing import CHANNELS_MULTIPLE, filled_up, parameters
 from instantvision.pipeline.unet import UNet
 from instantvision.pipeline.unet_blocks import NoAttention, ResnetBlock, Transformer
+from instantvision.pipeline.wide_transformer import WideTransformer
 
-# Depth of a matrix product's step that every kernel can take: fewer input channels are filled up with zeros.
-CHANNELS_MULTIPLE = 16
+# Heads times style tokens up to which a context is multiplied into the projections.
+FOLDED_MAX = 64
 
 
 @dataclass(frozen=True)
@@ -38,26 +42,32 @@ class Context:
 
     Args:
         time: [B or 1, all blocks' widths].
-        to_scores, to_out: of `fold_context`, one after the other, [B or 1, layers, heads * T, C].
+        rows: of a folded context two, of `fold_context`, one after the other, [B or 1, layers, heads * T, C]; otherwise
+            keys and values for each layer, [B or 1, T, 2C].
     """
 
     time: Tensor
-    to_scores: Tensor
-    to_out: Tensor
+    rows: Prepared
 
 
 class FusedUNet:
-    """Evaluates a UNet whose transformers are all of one width and read the same short context.
+    """Evaluates a UNet.
 
     Args:
         unet: placed on its device, in channels_last; its parameters are shared where no packing helps.
-        layers: `reference_layers`, or kernels of the same signatures.
+        layers, tokens: the reference, or kernels of the same signatures.
+        context: tokens that it reads.
+        fp8: multiply what is normalised in e4m3, where that is faster.
     """
 
-    def __init__(self, unet: UNet, layers: LayerOps) -> None:
-        self._layers = layers
+    def __init__(
+        self, unet: UNet, layers: LayerOps, tokens: TokenOps, *, context: int, fp8: bool = False
+    ) -> None:
+        self._layers, self._tokens, self._fp8 = layers, tokens, fp8
+        self._folding = all(_folds(level.heads * context) for level in unet.config.down_levels if level.depth)
         self._times: list[nn.Linear] = []
         self._folds: list[Any] = []
+        self._wide: list[WideTransformer] = []
         weight, self._bias_in = parameters(unet.conv_in)
         self._weight_in = filled_up(weight, CHANNELS_MULTIPLE)
         self._down = [self._block(block, block.downsamplers) for block in unet.down_blocks]
@@ -81,6 +91,9 @@ class FusedUNet:
             Tensors of first dimension S for `__call__`.
         """
         time = F.linear(F.silu(emb), self._time_weight, self._time_bias)
+        if not self._folding:
+            each = [rows for transformer in self._wide for rows in transformer.keys_values(tokens)]
+            return time, *(rows.expand(len(emb), -1, -1) for rows in each)
         folded = [
             fold_context(a.to_q.weight, a.to_k.weight, a.to_v.weight, a.to_out[0].weight, tokens, a.heads)
             for a in self._folds
@@ -98,7 +111,7 @@ class FusedUNet:
         Returns:
             [B, out_channels, h, w], channels_last.
         """
-        layers, context = self._layers, Context(*prepared)
+        layers, context = self._layers, Context(prepared[0], prepared[1:])
         framed = layers.frame(pictures, channels=self._weight_in.shape[1])
         x = Features(*layers.conv3x3(framed, self._weight_in, self._bias_in, moments=True))
         skips = [x]
@@ -129,9 +142,15 @@ class FusedUNet:
     def _pair(self, resnet: ResnetBlock, attention: nn.Module) -> "Pair":
         start = sum(layer.out_features for layer in self._times)
         self._times.append(resnet.time_emb_proj)
-        fused = FusedResnet(resnet, self._layers, slice(start, start + resnet.time_emb_proj.out_features))
+        time = slice(start, start + resnet.time_emb_proj.out_features)
+        fused = FusedResnet(resnet, self._layers, time, fp8=self._fp8)
         if not isinstance(attention, Transformer):
             return fused, None
+        if not self._folding:
+            wide = WideTransformer(attention, self._layers, self._tokens, fp8=self._fp8)
+            first = sum(len(each) for each in self._wide)
+            self._wide.append(wide)
+            return fused, Reading(wide, slice(first, first + len(wide)))
         transformer = FusedTransformer(attention, self._layers, len(self._folds))
         self._folds += [layer.attn2 for layer in attention.transformer_blocks]
         return fused, transformer
@@ -140,30 +159,29 @@ class FusedUNet:
 class FusedResnet:
     """ResnetBlock over one or two pictures side by side, in four passes."""
 
-    def __init__(self, block: ResnetBlock, layers: LayerOps, time: slice) -> None:
+    def __init__(self, block: ResnetBlock, layers: LayerOps, time: slice, *, fp8: bool) -> None:
         self._block, self._layers, self._time = block, layers, time
-        self._weight, self._bias = parameters(block.conv2)
+        weight, bias = parameters(block.conv2)
         self._pointwise: Tensor | None = None
         if isinstance(block.conv_shortcut, nn.Conv2d):
-            weight, bias = parameters(block.conv_shortcut)
-            self._bias = self._bias + bias
-            self._pointwise = weight.flatten(1).contiguous()
+            shortcut, shortcut_bias = parameters(block.conv_shortcut)
+            bias = bias + shortcut_bias
+            self._pointwise = shortcut.flatten(1).contiguous()
+        self._conv1 = Convolution(layers, *parameters(block.conv1), fp8)
+        self._conv2 = Convolution(layers, weight, bias, fp8)
 
     def __call__(self, inputs: tuple[Features, ...], context: Context) -> Features:
         block, layers = self._block, self._layers
         pictures = tuple(x.values for x in inputs)
         time = context.time[:, self._time]
         modulation, embedding = (time, None) if block.scale_shift else (None, time)
-        framed = _norm_silu(layers, inputs, block.norm1)
-        y = Features(*layers.conv3x3(framed, *parameters(block.conv1), embedding=embedding, moments=True))
-        framed = _norm_silu(layers, (y,), block.norm2, modulation)
+        height, width = pictures[0].shape[2:]
+        framed = _norm_silu(layers, inputs, block.norm1, dtype=self._conv1.dtype(height, width))
+        y = Features(*self._conv1(framed, embedding=embedding, moments=True))
+        framed = _norm_silu(layers, (y,), block.norm2, modulation, dtype=self._conv2.dtype(height, width))
         shortcut = None if self._pointwise is None else (pictures, self._pointwise)
         residual = None if shortcut else pictures[0]
-        return Features(
-            *layers.conv3x3(
-                framed, self._weight, self._bias, shortcut=shortcut, residual=residual, moments=True
-            )
-        )
+        return Features(*self._conv2(framed, shortcut=shortcut, residual=residual, moments=True))
 
 
 class FusedTransformer:
@@ -213,8 +231,8 @@ class FusedTransformer:
             parts,
             layer.norm2.weight,
             layer.norm2.bias,
-            context.to_scores[:, index],
-            context.to_out[:, index],
+            context.rows[0][:, index],
+            context.rows[1][:, index],
             layer.attn2.to_out[0].bias,
             heads=layer.attn2.heads,
             eps=layer.norm2.eps,
@@ -223,7 +241,18 @@ class FusedTransformer:
         return y, layers.norm_linear(y, norm.weight, norm.bias, *gate, eps=norm.eps, gated=True)
 
 
-Pair = tuple[FusedResnet, FusedTransformer | None]
+@dataclass(frozen=True)
+class Reading:
+    """A wide transformer and which of the prepared rows it reads."""
+
+    transformer: WideTransformer
+    rows: slice
+
+    def __call__(self, x: Features, context: Context) -> Features:
+        return Features(*self.transformer(x.values, x.moments, context.rows[self.rows]))
+
+
+Pair = tuple[FusedResnet, FusedTransformer | Reading | None]
 
 
 def _run(pair: Pair, inputs: tuple[Features, ...], context: Context) -> Features:
@@ -232,8 +261,17 @@ def _run(pair: Pair, inputs: tuple[Features, ...], context: Context) -> Features
     return x if transformer is None else transformer(x, context)
 
 
+def _folds(slots: int) -> bool:
+    """Whether `cross_attention` takes so many scores a token."""
+    return 16 <= slots <= FOLDED_MAX and slots & (slots - 1) == 0
+
+
 def _norm_silu(
-    layers: LayerOps, inputs: tuple[Features, ...], norm: nn.GroupNorm, modulation: Tensor | None = None
+    layers: LayerOps,
+    inputs: tuple[Features, ...],
+    norm: nn.GroupNorm,
+    modulation: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Normalise, modulate, SiLU and frame pictures side by side."""
     return layers.group_norm(
@@ -246,21 +284,8 @@ def _norm_silu(
         modulation=modulation,
         silu=True,
         framed_out=True,
+        dtype=dtype,
     )
-
-
-def parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear or convolutional layer that has both."""
-    weight, bias = layer.weight, layer.bias
-    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
-        raise TypeError(f"{type(layer).__name__} has no weight or no bias")
-    return weight.data, bias.data
-
-
-def filled_up(weight: Tensor, multiple: int) -> Tensor:
-    """A convolution's weight with as many more input channels of zeros as make a multiple."""
-    missing = -weight.shape[1] % multiple
-    return F.pad(weight, (0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
 
 
 def _exit(inner: nn.Module, projection: nn.Module) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,13 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from instantvision import kernels
 from instantvision.pipeline.autoencoder_tiny import AutoencoderTiny
 from instantvision.pipeline.config import Mix, Size
 from instantvision.pipeline.device import placed
+from instantvision.pipeline.eight_bit import check_device
+from instantvision.pipeline.fused_tiny_autoencoder import FusedTinyAutoencoder
+from instantvision.pipeline.fused_unet import FusedUNet
 from instantvision.pipeline.model import Conditioning, Prediction, Prepared
 from instantvision.pipeline.published import DiffusionConfig
 from instantvision.pipeline.schedule import scaled_linear_alphas_cumprod
@@ -31,8 +35,10 @@ class LatentDiffusion:
         prompt: from the model's text encoders; `pooled` is [1, 0] but for models such as SDXL, which want one.
         device: where to run.
         dtype: of all arithmetic that is not a sum.
+        fp8: multiply what is normalised in e4m3, where that is faster.
 
     Raises:
+        EngineError: the GPU has no arithmetic in e4m3.
         ValueError: the prompt is of another width than the UNet wants.
     """
 
@@ -46,25 +52,39 @@ class LatentDiffusion:
         prompt: Conditioning,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        fp8: bool = False,
     ) -> None:
         _check_prompt(config, prompt)
+        if fp8:
+            check_device(device)
         self.config, self.device, self.dtype = config, device, dtype
         self.prediction: Prediction = config.prediction
         self.latent_channels = config.autoencoder.latent_channels
         # Each stage of the encoder but the first halves height and width.
         self.downsampling = 2 ** (len(config.autoencoder.num_encoder_blocks) - 1)
         self.alphas_cumprod = scaled_linear_alphas_cumprod(config.beta_start, config.beta_end)
+        backend = kernels.choose(device.type)
         self._unet = placed(unet, device, dtype)
-        self._autoencoder = placed(autoencoder, device, dtype)
+        self._fused = FusedUNet(
+            self._unet, backend.layer_ops, backend.token_ops, context=prompt.tokens.shape[1], fp8=fp8
+        )
+        self._autoencoder = FusedTinyAutoencoder(placed(autoencoder, device, dtype), backend.layer_ops)
         self._prompt = prompt
 
     @classmethod
     def with_random_weights(
-        cls, config: DiffusionConfig, seed: int, device: torch.device, dtype: torch.dtype
+        cls,
+        config: DiffusionConfig,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        fp8: bool = False,
     ) -> Self:
         """A model that paints nothing sensible at its true speed, for measurements and tests."""
         unet, autoencoder = random_networks(config, seed, device)
-        return cls(config, unet, autoencoder, random_prompt(config, seed), device, dtype)
+        return cls(config, unet, autoencoder, random_prompt(config, seed), device, dtype, fp8=fp8)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """See LatentModel."""
@@ -92,8 +112,7 @@ class LatentDiffusion:
         if self.config.unet.addition_embed_type:
             pooled = conditioning.pooled.expand(count, -1)
             added = {"text_embeds": pooled[:, :-TIME_IDS].to(self.dtype), "time_ids": pooled[:, -TIME_IDS:]}
-        emb = self._unet.embed(timesteps, **added)
-        return (emb, conditioning.tokens.expand(count, -1, -1))
+        return self._fused.prepare(self._unet.embed(timesteps, **added), conditioning.tokens)
 
     def predict_prepared(
         self,
@@ -102,8 +121,7 @@ class LatentDiffusion:
         prepared: Prepared,
     ) -> Tensor:
         """See LatentModel."""
-        emb, tokens = prepared
-        return self._unet.forward_embedded(noisy, emb, tokens)
+        return self._fused((noisy,), prepared)
 
 
 def pooled_width(config: DiffusionConfig) -> int:

@@ -16,10 +16,11 @@ from instantvision.pipeline.autoencoder import Autoencoder
 from instantvision.pipeline.checkpoint import load_into, load_tensors, unpack
 from instantvision.pipeline.config import Mix, Size
 from instantvision.pipeline.device import placed
+from instantvision.pipeline.eight_bit import check_device
 from instantvision.pipeline.errors import WeightsError
 from instantvision.pipeline.fused_autoencoder import FusedAutoencoder
 from instantvision.pipeline.fused_unet import FusedUNet
-from instantvision.pipeline.mini_denoiser import MiniDenoiser, log2_stroke_scale
+from instantvision.pipeline.mini_denoiser import STYLE_TOKENS, MiniDenoiser, log2_stroke_scale
 from instantvision.pipeline.model import Conditioning, Prepared
 from instantvision.pipeline.presets import resolve
 from instantvision.pipeline.schedule import cosine_alphas_cumprod
@@ -39,6 +40,10 @@ class Mini:
         style_names: in the order of the denoiser's style table.
         device: where to run.
         dtype: of all arithmetic that is not a sum.
+        fp8: multiply what is normalised in e4m3, where that is faster.
+
+    Raises:
+        EngineError: the GPU has no arithmetic in e4m3.
     """
 
     prediction: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
@@ -50,14 +55,20 @@ class Mini:
         style_names: tuple[str, ...],
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        fp8: bool = False,
     ) -> None:
+        if fp8:
+            check_device(device)
         self.style_names, self.device, self.dtype = style_names, device, dtype
         # The style table stays in fp32: it is read once a preset, not once a frame.
         self._styles = denoiser.styles.to(device).eval().requires_grad_(False)
         self._unet = placed(denoiser.unet, device, dtype)
-        layers = kernels.choose(device.type).layer_ops
-        self._autoencoder = FusedAutoencoder(placed(autoencoder, device, dtype), layers)
-        self._fused = FusedUNet(self._unet, layers)
+        backend = kernels.choose(device.type)
+        self._autoencoder = FusedAutoencoder(placed(autoencoder, device, dtype), backend.layer_ops)
+        self._fused = FusedUNet(
+            self._unet, backend.layer_ops, backend.token_ops, context=STYLE_TOKENS, fp8=fp8
+        )
         config = autoencoder.config
         self.fold, self.downsampling, self.latent_channels = (
             config.fold,
@@ -72,6 +83,8 @@ class Mini:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         folder: Path = WEIGHTS_FOLDER,
+        *,
+        fp8: bool = False,
     ) -> "Mini":
         """Read and check the weights.
 
@@ -79,8 +92,10 @@ class Mini:
             device: where to run.
             dtype: None takes bfloat16 on a GPU and float32 on the CPU.
             folder: other weights than the package's.
+            fp8: see the class.
 
         Raises:
+            EngineError: the GPU has no arithmetic in e4m3.
             WeightsError: a file is missing, damaged or of another model.
         """
         device = torch.device(device)
@@ -89,7 +104,7 @@ class Mini:
         for module, name in ((autoencoder, AUTOENCODER_FILE), (denoiser, DENOISER_FILE)):
             load_into(module, unpack(load_tensors(folder / name, manifest["sha256"][name])))
         default = torch.float32 if device.type == "cpu" else torch.bfloat16
-        return cls(autoencoder, denoiser, tuple(manifest["styles"]), device, dtype or default)
+        return cls(autoencoder, denoiser, tuple(manifest["styles"]), device, dtype or default, fp8=fp8)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """See LatentModel."""

@@ -238,7 +238,9 @@ def test_layers_in_e4m3(make_on_gpu):
     pictures, weight, bias = (make(1, 64, 9, 11), make(1, 64, 9, 11)), make(128), make(128)
     options = {"groups": 16, "eps": 1e-5, "silu": True, "framed_out": True, "dtype": e4m3}
     framed = layer_ops.group_norm(pictures, (None, None), weight, bias, **options)
-    expected = reference.group_norm(make.exact(pictures), (None, None), weight.float(), bias.float(), **options)
+    expected = reference.group_norm(
+        make.exact(pictures), (None, None), weight.float(), bias.float(), **options
+    )
     assert framed.dtype == e4m3
     # The same values but for those between two numbers of e4m3, an eighth of their size apart.
     assert ((framed.float() - expected.float()).abs() <= expected.float().abs() / 7 + 2e-3).all()

@@ -21,9 +21,7 @@ def test_add_layer_norm(bench, make, channels, update):
 
 def test_without_an_update_the_stream_is_the_same_memory(bench, make):
     x = make(1, 3, 64)
-    stream, _ = bench.token_ops.add_layer_norm(
-        x, None, None, make(64), make(64), eps=1e-5, dtype=make.dtype
-    )
+    stream, _ = bench.token_ops.add_layer_norm(x, None, None, make(64), make(64), eps=1e-5, dtype=make.dtype)
     assert stream is x
 
 

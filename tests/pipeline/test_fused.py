@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from instantvision.kernels import reference_layers
+from instantvision.kernels import reference_layers, token_reference
 from instantvision.pipeline.autoencoder import Autoencoder
 from instantvision.pipeline.fused_autoencoder import FusedAutoencoder
 from instantvision.pipeline.fused_unet import FusedUNet
@@ -28,7 +28,7 @@ def test_unet(size):
     noisy, source = torch.randn(2, 1, 32, *size)
     emb = unet.embed(torch.tensor([100, 700]), class_labels=torch.randn(1, 256).expand(2, -1))
     tokens = torch.randn(1, 8, 256)
-    fused = FusedUNet(unet, reference_layers)
+    fused = FusedUNet(unet, reference_layers, token_reference, context=8)
     prepared = fused.prepare(emb, tokens)
     for step in range(2):
         expected = unet.forward_embedded(torch.cat([noisy, source], 1), emb[step : step + 1], tokens)

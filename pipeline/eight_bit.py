@@ -1,0 +1,105 @@
+"""Weights in e4m3, eight bits a number: half the bytes of sixteen, and twice a GPU's arithmetic.
+
+What is multiplied with them was just normalised or gated, so it fits e4m3 as it is; weights are scaled to its range.
+The error of it all is measured, not assumed (benchmarks/README.md).
+
+Source: Micikevicius et al. 2022 (arXiv 2209.05433), section 3.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from instantvision.kernels import LayerOps
+from instantvision.kernels.token_reference import E4M3_MAX
+from instantvision.pipeline.errors import EngineError
+
+E4M3 = torch.float8_e4m3fn
+# Compute capability of the first GPUs with arithmetic in e4m3.
+CAPABILITY = (8, 9)
+# Below so many positions a convolution waits for its weights whatever their size, and cuDNN's way in 16 bits is faster.
+POSITIONS_MIN = 1024
+# Depth of a matrix product's step in e4m3.
+CHANNELS_MULTIPLE = 64
+
+
+def check_device(device: torch.device) -> None:
+    """Refuse a GPU without arithmetic in e4m3; a CPU computes the same numbers slowly.
+
+    Raises:
+        EngineError: naming the GPU.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < CAPABILITY:
+        raise EngineError(
+            f"{torch.cuda.get_device_name(device)} has no 8-bit floating point arithmetic: leave fp8 away"
+        )
+
+
+class Product:
+    """x -> x @ weight.T, [..., C] -> [..., N].
+
+    Args:
+        weight: [N, C].
+        fp8: keep it in e4m3, and take x in e4m3, if its sides are multiples of 16.
+    """
+
+    def __init__(self, weight: Tensor, fp8: bool) -> None:
+        self.out_dtype = weight.dtype
+        self._scale: Tensor | None = None
+        self._weight = weight
+        if fp8 and all(side % 16 == 0 for side in weight.shape):
+            scale = weight.abs().max().float() / E4M3_MAX
+            self._weight, self._scale = (weight / scale).to(E4M3), scale
+            self._one = torch.ones_like(scale)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of x."""
+        return self._weight.dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._scale is None:
+            return F.linear(x, self._weight)
+        if x.is_cpu:
+            return (F.linear(x.float(), self._weight.float()) * self._scale).to(self.out_dtype)
+        # Fast accumulation keeps 14 bits between steps, plenty for factors of 4.
+        y = torch._scaled_mm(
+            x.flatten(0, -2),
+            self._weight.T,
+            scale_a=self._one,
+            scale_b=self._scale,
+            out_dtype=self.out_dtype,
+            use_fast_accum=True,
+        )
+        return y.view(*x.shape[:-1], -1)
+
+
+class Convolution:
+    """A 3x3 convolution over normalised pictures.
+
+    Args:
+        layers: `reference_layers`, or kernels of the same signatures.
+        weight: [N, C, 3, 3], channels_last.
+        bias: [N].
+        fp8: also keep the weight in e4m3, for pictures of many positions.
+    """
+
+    def __init__(self, layers: LayerOps, weight: Tensor, bias: Tensor, fp8: bool) -> None:
+        self._layers, self._weight, self._bias = layers, weight, bias
+        self._small: Tensor | None = None
+        if fp8 and weight.shape[1] % CHANNELS_MULTIPLE == 0:
+            scale = weight.flatten(1).abs().amax(1).float() / E4M3_MAX
+            small = (weight / scale[:, None, None, None]).to(E4M3)
+            self._small, self._scale = small.contiguous(memory_format=torch.channels_last), scale
+
+    def dtype(self, height: int, width: int) -> torch.dtype | None:
+        """In which type a picture of that size should come; None is the one it has."""
+        return E4M3 if self._small is not None and height * width >= POSITIONS_MIN else None
+
+    def __call__(self, framed: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """See `reference_layers.conv3x3`."""
+        if self._small is not None and framed.dtype == E4M3:
+            return self._layers.conv3x3(framed, self._small, self._bias, scale=self._scale, **options)
+        return self._layers.conv3x3(framed, self._weight, self._bias, **options)

@@ -1,0 +1,116 @@
+"""A tiny autoencoder in fused layers; its parameters stay those of an `AutoencoderTiny`, which defines the network.
+
+A stage's pictures keep their frame from one convolution to the next. What the network does to the range of pixels and
+latents is part of the first and the last weights.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from instantvision.kernels import LayerOps
+from instantvision.kernels.reference_layers import Activation
+from instantvision.pipeline.autoencoder_tiny import LATENT_LIMIT, AutoencoderTiny, TinyBlock
+from instantvision.pipeline.packing import CHANNELS_MULTIPLE, filled_up
+
+
+class FusedTinyAutoencoder:
+    """Encodes and decodes as an AutoencoderTiny does.
+
+    Args:
+        autoencoder: placed on its device, in channels_last.
+        layers: `reference_layers`, or kernels of the same signatures.
+    """
+
+    def __init__(self, autoencoder: AutoencoderTiny, layers: LayerOps) -> None:
+        self._layers = layers
+        # The encoder wants (pixels + 1) / 2, and half of it is in the weights.
+        self._encoder = _steps(autoencoder.encoder["layers"])
+        self._encoder[0].take_in(0.5)
+        # The decoder gives 0..1 and not -1..1.
+        self._decoder = _steps(autoencoder.decoder["layers"])
+        self._decoder[0].take_in(LATENT_LIMIT)
+        self._decoder[-1].give_out(2.0, -1.0)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """See AutoencoderTiny.encode."""
+        return self._run(self._encoder, pixels + 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See AutoencoderTiny.decode."""
+        return self._run(self._decoder, torch.tanh(latents / LATENT_LIMIT))
+
+    def _run(self, steps: "list[Step]", x: Tensor) -> Tensor:
+        layers, framed, block_input = self._layers, False, x
+        for i, step in enumerate(steps):
+            if not framed or step.doubles:
+                factor = 2 if step.doubles else 1
+                size = (x.shape[2] * factor, x.shape[3] * factor)
+                x = layers.frame((x,), size, channels=step.weight.shape[1])
+            if step.opens_block:
+                block_input = x
+            readers = steps[i + 1 : i + 2]
+            framed = step.stride == 1 and any(not reader.doubles for reader in readers)
+            x, _ = layers.conv3x3(
+                x,
+                step.weight,
+                step.bias,
+                stride=step.stride,
+                residual=block_input if step.closes_block else None,
+                activation=step.activation,
+                framed_out=framed,
+            )
+        return x
+
+
+class Step:
+    """A convolution and what happens right before and after it.
+
+    Args:
+        conv: the layer.
+        activation: of its result.
+        doubles: it reads a picture of twice the height and width.
+        opens_block: what it reads is added to what the block's last convolution gives.
+        closes_block: it is that last one.
+    """
+
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        activation: Activation = None,
+        *,
+        doubles: bool = False,
+        opens_block: bool = False,
+        closes_block: bool = False,
+    ) -> None:
+        self.weight = conv.weight.data
+        self.bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.data
+        self.stride = int(conv.stride[0])
+        self.activation = activation
+        self.doubles, self.opens_block, self.closes_block = doubles, opens_block, closes_block
+
+    def take_in(self, factor: float) -> None:
+        """Be the first: the picture comes divided by a factor, with more channels of zeros."""
+        self.weight = filled_up(self.weight, CHANNELS_MULTIPLE) * factor
+
+    def give_out(self, factor: float, term: float) -> None:
+        """Be the last: the result is multiplied, then shifted."""
+        self.weight, self.bias = self.weight * factor, self.bias * factor + term
+
+
+def _steps(layers: nn.Module) -> list[Step]:
+    return list(_walk(list(layers.children())))
+
+
+def _walk(modules: list[nn.Module]) -> Iterator[Step]:
+    for i, module in enumerate(modules):
+        if isinstance(module, TinyBlock):
+            first, second, third = (part for part in module.conv if isinstance(part, nn.Conv2d))
+            yield Step(first, "relu", opens_block=True)
+            yield Step(second, "relu")
+            yield Step(third, "relu", closes_block=True)
+        elif isinstance(module, nn.Conv2d):
+            active = any(isinstance(after, nn.ReLU) for after in modules[i + 1 : i + 2])
+            doubles = i > 0 and isinstance(modules[i - 1], nn.Upsample)
+            yield Step(module, "relu" if active else None, doubles=doubles)

@@ -1,0 +1,124 @@
+"""Transformers of Stable Diffusion's widths in few passes: a library's matrix products, and one pass between each two.
+
+The parameters are those of a `Transformer`, packed once. Keys and values of the text are computed once a prompt.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from instantvision.kernels import LayerOps, TokenOps
+from instantvision.pipeline.eight_bit import Product
+from instantvision.pipeline.packing import parameters
+from instantvision.pipeline.unet_blocks import Transformer, TransformerLayer
+
+
+class WideTransformer:
+    """Transformer over all positions of a picture.
+
+    Args:
+        block: placed on its device.
+        layers, tokens: the reference, or kernels of the same signatures.
+        fp8: multiply normalised and gated tokens in e4m3.
+    """
+
+    def __init__(self, block: Transformer, layers: LayerOps, tokens: TokenOps, *, fp8: bool) -> None:
+        self._layers = layers
+        self._norm: Any = block.norm
+        enter, leave = block.proj_in, block.proj_out
+        weight, self._bias_in = parameters(enter)
+        self._weight_in = weight.flatten(1)
+        blocks: Any = list(block.transformer_blocks)
+        self._blocks = [WideLayer(each, tokens, fp8=fp8) for each in blocks]
+        # P(y + b) + p = P y + (P b + p) for the last bias b, so that nobody has to add it.
+        last: Tensor = blocks[-1].ff.net[2].bias
+        weight, bias = parameters(leave)
+        self._weight_out = weight.flatten(1).contiguous()
+        self._bias_out = (self._weight_out.float() @ last.float() + bias.float()).to(last.dtype)
+
+    def __len__(self) -> int:
+        """Layers, each of which reads a context of its own."""
+        return len(self._blocks)
+
+    def keys_values(self, context: Tensor) -> list[Tensor]:
+        """What each layer attends to, [1, S, 2C], for a context [1, S, D]."""
+        return [layer.keys_values(context) for layer in self._blocks]
+
+    def __call__(
+        self, x: Tensor, moments: Tensor | None, contexts: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor | None]:
+        """A picture, [B, C, h, w] in channels_last, and its moments, to the next; contexts of `keys_values`."""
+        norm = self._norm
+        normal = self._layers.group_norm(
+            (x,), (moments,), norm.weight, norm.bias, groups=norm.num_groups, eps=norm.eps
+        )
+        y: Tensor = F.linear(_tokens(normal), self._weight_in, self._bias_in)
+        update: Tensor | None = None
+        bias: Tensor | None = None
+        for layer, context in zip(self._blocks, contexts, strict=True):
+            y, update, bias = layer(y, update, bias, context)
+        if update is not None:
+            y = y.add_(update)
+        y, moments = self._layers.linear(
+            (y,), self._weight_out, self._bias_out, residual=_tokens(x), moments=True
+        )
+        batch, channels, height, width = x.shape
+        return y.view(batch, height, width, channels).permute(0, 3, 1, 2), moments
+
+
+class WideLayer:
+    """Self-attention, attention to the context and feed-forward, around one residual stream.
+
+    What a part adds to the stream is taken in by the pass that normalises the sum for the next part.
+    """
+
+    def __init__(self, layer: TransformerLayer, tokens: TokenOps, *, fp8: bool) -> None:
+        self._ops = tokens
+        self._norms: list[Any] = [layer.norm1, layer.norm2, layer.norm3]
+        own, other = layer.attn1, layer.attn2
+        self._heads = own.heads
+        self._qkv = Product(torch.cat([own.to_q.weight, own.to_k.weight, own.to_v.weight]), fp8)
+        # Gathered values are averages, which may be too small for e4m3.
+        weight, self._out_bias = parameters(own.to_out[0])
+        self._out = Product(weight, False)
+        self._q = Product(other.to_q.weight, fp8)
+        self._kv = torch.cat([other.to_k.weight, other.to_v.weight])
+        weight, self._other_bias = parameters(other.to_out[0])
+        self._other_out = Product(weight, False)
+        gate: Any = layer.ff.net[0]
+        weight, self._gate_bias = parameters(gate.proj)
+        self._gate = Product(weight, fp8)
+        weight, self._inner_bias = parameters(layer.ff.net[2])
+        self._inner = Product(weight, fp8)
+
+    def keys_values(self, context: Tensor) -> Tensor:
+        """Keys and values of a context [1, S, D] side by side, [1, S, 2C]."""
+        return F.linear(context, self._kv)
+
+    def __call__(
+        self, x: Tensor, update: Tensor | None, bias: Tensor | None, context: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The residual stream and what it has yet to take in, an update and its bias, to the same after this layer."""
+        ops = self._ops
+        x, normal = self._normalised(0, x, update, bias, self._qkv)
+        gathered = ops.attention(self._qkv(normal), None, heads=self._heads)
+        x, normal = self._normalised(1, x, self._out(gathered), self._out_bias, self._q)
+        gathered = ops.attention(self._q(normal), context, heads=self._heads)
+        x, normal = self._normalised(2, x, self._other_out(gathered), self._other_bias, self._gate)
+        inner = ops.geglu(self._gate(normal), self._gate_bias, dtype=self._inner.dtype)
+        return x, self._inner(inner), self._inner_bias
+
+    def _normalised(
+        self, i: int, x: Tensor, update: Tensor | None, bias: Tensor | None, reader: Product
+    ) -> tuple[Tensor, Tensor]:
+        norm = self._norms[i]
+        return self._ops.add_layer_norm(
+            x, update, bias, norm.weight, norm.bias, eps=norm.eps, dtype=reader.dtype
+        )
+
+
+def _tokens(picture: Tensor) -> Tensor:
+    """The same memory as [B, hw, C]."""
+    return picture.permute(0, 2, 3, 1).flatten(1, 2)
