@@ -120,8 +120,8 @@ def finish_kernel(
 ):
     """BLOCK_M positions by BLOCK_N features a program.
 
-    Reads 2·h·w·N bytes (bf16), twice that with a residual, writes 2·h·w·N. Saves the passes of bias, embedding, residual
-    and statistics.
+    Reads 2·h·w·N bytes (bf16), twice that with a residual, writes 2·h·w·N. Saves three passes: embedding, residual and
+    statistics.
     """
     i_m = tl.program_id(1)
     i_batch = tl.program_id(2)

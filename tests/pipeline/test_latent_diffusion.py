@@ -216,12 +216,13 @@ def test_kernels_agree_with_the_reference(config: DiffusionConfig, fp8: bool) ->
 
 @pytest.mark.gpu
 def test_the_tiny_autoencoders_kernels_agree_with_the_reference() -> None:
+    config = replace(WIDE["sd 2.1"], autoencoder=AutoencoderTinyConfig())
     pixels = torch.rand(1, 3, 96, 160) * 2 - 1
     results = []
     for device, dtype in ((CPU, torch.float32), (torch.device("cuda"), torch.bfloat16)):
-        unet, autoencoder = random_networks(published.SD_TURBO, 3, CPU)
-        prompt = random_prompt(published.SD_TURBO, 3)
-        model = LatentDiffusion(published.SD_TURBO, unet, autoencoder, prompt, device, dtype)
+        model = LatentDiffusion(
+            config, *random_networks(config, 3, CPU), random_prompt(config, 3), device, dtype
+        )
         with torch.inference_mode():
             latents = model.encode(pixels.to(device, dtype))
             results.append((latents.float().cpu(), model.decode(latents).float().cpu()))
