@@ -179,7 +179,7 @@ def _launch(
     batch, channels, framed_height, framed_width = framed.shape
     features = len(weight)
     sources, shortcut_weight = shortcut or ((), weight)
-    first, second = (*sources, framed, framed)[:2]
+    first, second = (*sources, *sources, framed, framed)[:2]
     descriptors = uses_descriptors(framed)
     # At stride 2 a row of the matrix is a pair of neighbouring positions: taps are whole rows apart again.
     x_matrix = framed.permute(0, 2, 3, 1).reshape(-1, stride * channels)
