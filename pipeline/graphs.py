@@ -102,7 +102,7 @@ class Pictures:
         # do: its arrays hold on to a copy of it.
         holder = (ctypes.c_uint8 * memory.numel()).from_address(memory.data_ptr())
         weakref.finalize(holder, self._free.append, memory).atexit = False
-        return np.frombuffer(holder, np.uint8).reshape(memory.shape)
+        return np.frombuffer(memoryview(holder), np.uint8).reshape(memory.shape)
 
 
 class Slot:
