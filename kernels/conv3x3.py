@@ -30,8 +30,8 @@ from instantvision.kernels.resample import rms_norm_silu
 
 # Values of a result from which on tiles of whole positions, which can be normalised on store, keep a GPU busy.
 WHOLE_ROWS_MIN = 2**22
-# Programs that split sums are parted for: two for each multiprocessor of an H100.
-SPLIT_PROGRAMS = 264
+# Programs that split sums are parted for: one for each multiprocessor of an H100.
+SPLIT_PROGRAMS = 132
 
 
 def conv3x3(
@@ -126,7 +126,10 @@ def conv3x3_doubled(
     border = 2 if framed_out else 0
     out = reference.picture_buffer(framed, features, 2 * height + border, 2 * width + border)
     positions = height * framed_width
-    blocks = _blocks(4 * batch * positions, features, _depth(channels), 2).fitted(shared_memory(framed))
+    blocks = Blocks(
+        128, 128 if features > 64 else max(16, triton.next_power_of_2(features)), _depth(channels), 4, 3
+    )
+    blocks = blocks.fitted(shared_memory(framed))
     tiles = triton.cdiv(positions, blocks.rows)
     parts = framed.new_empty((batch, 4 * tiles, 2, features), dtype=torch.float32) if moments else None
     _launch(
@@ -192,6 +195,8 @@ def _blocks(positions: int, features: int, channels: int, value_bytes: int) -> B
         return Blocks(
             128 if positions > 16384 else 64, max(16, triton.next_power_of_2(features)), depth, 4, 4
         )
+    if value_bytes == 1 and positions >= 16384:
+        return Blocks(256, 128, deep, 8, 4)
     if value_bytes == 1:
         many = triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120
         return Blocks(128, 128, deep, 8, 3) if many else Blocks(64, 128, deep, 4, 4)
@@ -473,8 +478,8 @@ def conv3x3_kernel(
             for start in range(0, doubled_pitch, BLOCK_M):
                 i_column = start + tl.arange(0, BLOCK_M)
                 o_framed = (i_line + i_column).to(tl.int64)[:, None] * N + i_feature[None, :]
-                m_framed = (i_column < doubled_pitch)[:, None] & m_feature[None, :]
-                tl.store(p_normalised + o_framed, b_empty, mask=m_framed)
+                m_line = (i_column < doubled_pitch)[:, None] & m_feature[None, :]
+                tl.store(p_normalised + o_framed, b_empty, mask=m_line)
     elif FRAMED_OUT:
         # Line 1, column 1 of the framed result is position 0; what lies past a line's end falls on the frame's sides.
         total = (height + 2) * pitch

@@ -16,8 +16,8 @@ from instantvision.kernels.launch import launch, overlapped
 
 # Above so many positions our own kernel has tiles for every multiprocessor.
 POSITIONS_MAX = 4096
-# Up to so many it has too few, and parts the sums.
-SPLIT_MAX = 256
+# Up to so many, in numbers of two bytes and of one, it has too few and parts the sums.
+SPLIT_MAX = {2: 64, 1: 256}
 # Input times output channels from which on sums are long enough for either.
 CHANNELS_MIN = 640 * 1280
 # Positions and channels a program of the last pass.
@@ -30,7 +30,7 @@ def unfused_way(
     """Which way of computing sums first and the rest in a pass of its own is faster than doing all at once, if any."""
     if positions > POSITIONS_MAX or channels * features < CHANNELS_MIN:
         return None
-    if positions <= SPLIT_MAX:
+    if positions <= SPLIT_MAX.get(value_bytes, 0):
         return "split"
     # cuDNN has no convolution in e4m3 that takes pictures as they are here.
     return "library" if value_bytes == 2 else None

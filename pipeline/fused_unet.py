@@ -189,10 +189,9 @@ class FusedResnet:
         pictures = tuple(x.values for x in inputs)
         time = context.time[:, self._time]
         modulation, embedding = (time, None) if block.scale_shift else (None, time)
-        height, width = pictures[0].shape[2:]
-        framed = _norm_silu(layers, inputs, block.norm1, dtype=self._conv1.dtype(height, width))
+        framed = _norm_silu(layers, inputs, block.norm1, dtype=self._conv1.dtype)
         y = Features(*self._conv1(framed, embedding=embedding, moments=True))
-        framed = _norm_silu(layers, (y,), block.norm2, modulation, dtype=self._conv2.dtype(height, width))
+        framed = _norm_silu(layers, (y,), block.norm2, modulation, dtype=self._conv2.dtype)
         shortcut = None if self._pointwise is None else (pictures, self._pointwise)
         residual = None if shortcut else pictures[0]
         return Features(*self._conv2(framed, shortcut=shortcut, residual=residual, moments=True))
