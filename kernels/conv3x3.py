@@ -126,9 +126,7 @@ def conv3x3_doubled(
     border = 2 if framed_out else 0
     out = reference.picture_buffer(framed, features, 2 * height + border, 2 * width + border)
     positions = height * framed_width
-    blocks = Blocks(
-        128, 128 if features > 64 else max(16, triton.next_power_of_2(features)), _depth(channels), 4, 3
-    )
+    blocks = _doubled_blocks(batch * positions, features, channels)
     blocks = blocks.fitted(shared_memory(framed))
     tiles = triton.cdiv(positions, blocks.rows)
     parts = framed.new_empty((batch, 4 * tiles, 2, features), dtype=torch.float32) if moments else None
@@ -211,6 +209,16 @@ def _blocks(positions: int, features: int, channels: int, value_bytes: int) -> B
     if triton.cdiv(positions, 64) * triton.cdiv(features, 128) >= 120:
         return Blocks(128, 64, deep, 4, 4)
     return Blocks(64, 64, deep, 4, 4)
+
+
+def _doubled_blocks(positions: int, features: int, channels: int) -> Blocks:
+    """Of `conv3x3_doubled`, four corners of so many positions: measured on an H100."""
+    depth = _depth(channels)
+    if features <= 64:
+        return Blocks(128, max(16, triton.next_power_of_2(features)), depth, 4, 4)
+    if 4 * triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120:
+        return Blocks(128, 128, depth, 4, 3)
+    return Blocks(128, 64, 128 if channels % 128 == 0 else depth, 4, 4)
 
 
 def _launch(
