@@ -195,9 +195,8 @@ def _blocks(positions: int, features: int, channels: int, value_bytes: int) -> B
         )
     if value_bytes == 1 and positions >= 16384:
         return Blocks(256, 128, deep, 8, 4)
-    if value_bytes == 1:
-        many = triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120
-        return Blocks(128, 128, deep, 8, 3) if many else Blocks(64, 128, deep, 4, 4)
+    if value_bytes == 1 and triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120:
+        return Blocks(128, 128, deep, 8, 3)
     if features > 128 and triton.cdiv(positions, 256) * triton.cdiv(features, 128) >= 120:
         return Blocks(256, 128, depth, 8, 3)
     if triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120:

@@ -26,9 +26,9 @@ from instantvision.pipeline.wide_transformer import WideTransformer
 
 # Heads times style tokens up to which a context is multiplied into the projections.
 FOLDED_MAX = 64
-# Positions from which on an enlarging convolution is faster with four times four taps than with nine: with fewer the
-# time goes into reading weights.
-DOUBLED_MIN = 256
+# Positions times features from which on an enlarging convolution is faster with four times four taps than with nine:
+# with fewer the time goes into reading weights, or programs are too few.
+DOUBLED_MIN = 256 * 1280
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ class FusedUNet:
     def _enlarge(self, x: Features, conv: nn.Module, like: Tensor) -> Features:
         height, width = x.values.shape[2:]
         rows, columns = like.shape[2:]
-        if height * width < DOUBLED_MIN or (rows, columns) != (2 * height, 2 * width):
+        bias = parameters(conv)[1]
+        if height * width * len(bias) < DOUBLED_MIN or (rows, columns) != (2 * height, 2 * width):
             return self._convolve(self._layers.frame((x.values,), (rows, columns)), conv)
         framed = self._layers.frame((x.values,))
-        bias = parameters(conv)[1]
         return Features(*self._layers.conv3x3_doubled(framed, self._doublings[conv], bias, moments=True))
 
     def _convolve(self, framed: Tensor, conv: nn.Module, stride: int = 1) -> Features:
