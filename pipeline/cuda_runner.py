@@ -119,7 +119,7 @@ class CudaRunner:
             variant = Variant(inputs.steps, plan.work is Work.WARM)
             self._current.write(variant, inputs)
             if desk.fresh_noise:
-                self._current.inputs[variant].noise.normal_(generator=self._generator)
+                self._current.inputs[variant].freshen(self._generator)
         self._current.launch(slot, variant)
         self._count += 1
 

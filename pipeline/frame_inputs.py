@@ -11,12 +11,9 @@ from torch import Tensor
 
 from instantvision.pipeline.config import Settings
 from instantvision.pipeline.model import LatentModel, Prepared
-from instantvision.pipeline.schedule import (
-    equal_log_snr_timesteps,
-    noise_coefficients,
-    step_coefficients,
-    warm_timesteps,
-)
+from instantvision.pipeline.schedule import noise_coefficients, warm_timesteps
+from instantvision.pipeline.solvers import NOISY_SOLVERS, SOLVERS
+from instantvision.pipeline.spacing import SPACINGS
 from instantvision.pipeline.temporal import Plan, Work
 
 # Root mean square distance of latents, of unit variance, over a position and its neighbours: a webcam's noise and
@@ -33,10 +30,11 @@ class FrameInputs:
     Args:
         prepared: of the model, one row a step.
         noise: unit normal field, [1, C, h, w].
-        coefficients: one row a step, [S, 4], float32.
+        coefficients: one row a step, [S, 4], or [S, 5] of solvers that want something extra, float32.
         start: shares of picture and noise at the first timestep, [2], float32.
         rejoin: the same at the second timestep, zeros if there is none; a warm frame starts again from there.
         limits: distances of latents between which a warm frame's gate opens, [2], float32.
+        noises: unit normal fields of the steps for solvers that want them, [S, C, h, w]; otherwise [0, C, h, w].
     """
 
     prepared: Prepared
@@ -45,6 +43,7 @@ class FrameInputs:
     start: Tensor
     rejoin: Tensor
     limits: Tensor
+    noises: Tensor
 
     @property
     def steps(self) -> int:
@@ -61,13 +60,33 @@ class FrameInputs:
         prepared = tuple(tensor.contiguous().clone() for tensor in self.prepared)
         return FrameInputs(prepared, *(tensor.clone() for tensor in self._tensors()[len(prepared) :]))
 
+    def mixed_in(self, step: int, before: Tensor) -> Tensor | None:
+        """What the solver's row for a step mixes in: noise, or `before`, the clean latents of the step before."""
+        if self.coefficients.shape[1] == 4:
+            return None
+        return self.noises[step : step + 1] if len(self.noises) else before
+
+    def freshen(self, generator: torch.Generator) -> None:
+        """Draw all noise anew, on the generator's device."""
+        self.noise.normal_(generator=generator)
+        if len(self.noises):
+            self.noises.normal_(generator=generator)
+
     def copy_(self, other: "FrameInputs") -> None:
         """Take over the values of inputs of equal shapes."""
         for mine, new in zip(self._tensors(), other._tensors(), strict=True):
             mine.copy_(new)
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return (*self.prepared, self.noise, self.coefficients, self.start, self.rejoin, self.limits)
+        return (
+            *self.prepared,
+            self.noise,
+            self.coefficients,
+            self.start,
+            self.rejoin,
+            self.limits,
+            self.noises,
+        )
 
 
 def frame_inputs(model: LatentModel, settings: Settings) -> FrameInputs:
@@ -89,12 +108,18 @@ class Course:
     def __init__(self, model: LatentModel, settings: Settings) -> None:
         self._model = model
         self._conditioning = model.condition(settings.mix, settings.size)
-        noise = noise_field(model, settings).to(model.dtype, memory_format=torch.channels_last)
-        self._noise = _sent(noise, model.device)
-        timesteps = equal_log_snr_timesteps(model.alphas_cumprod, settings.steps, settings.strength)
+        self._solver = settings.solver
+        timesteps = SPACINGS[settings.spacing](model.alphas_cumprod, settings.steps, settings.strength)
+        # The first is what frames start from, and the same whatever comes after it.
+        count = len(timesteps) if settings.solver in NOISY_SOLVERS else 0
+        noise = noise_fields(model, settings, 1 + count)
+        noise = noise.to(model.dtype, memory_format=torch.channels_last)
+        self._noise, self._noises = _sent(noise, model.device).tensor_split([1])
         self._warm_timesteps = warm_timesteps(timesteps, settings.steps_ceiling)
         self._warm: dict[tuple[int, ...], FrameInputs] = {}
-        self.full = self._inputs(timesteps, self._prepare(timesteps), ALWAYS_OPEN)
+        self.full = self._inputs(
+            timesteps, self._prepare(timesteps), self._rows(timesteps), self._noises, ALWAYS_OPEN
+        )
 
     # Of warm frames only: most settings never have one, and a cross-fade makes a course of each of its frames.
     @cached_property
@@ -123,10 +148,23 @@ class Course:
             # Slices and not a list of indices, which would have to be brought to the device.
             prepared = tuple(torch.cat([rows[i : i + 1] for i in kept]) for rows in self._warm_prepared)
             timesteps = [self._warm_timesteps[i] for i in kept]
-            self._warm[kept] = self._inputs(timesteps, prepared, MOTION_LIMITS)
+            # A warm frame begins anew at its second step: what a solver looks back on does not reach beyond.
+            rows = torch.cat([self._rows(timesteps[:1]), self._rows(timesteps[1:])])
+            noises = torch.cat([self._noises[i : i + 1] for i in kept])
+            self._warm[kept] = self._inputs(timesteps, prepared, rows, noises, MOTION_LIMITS)
         return self._warm[kept]
 
-    def _inputs(self, timesteps: list[int], prepared: Prepared, limits: tuple[float, float]) -> FrameInputs:
+    def _rows(self, timesteps: list[int]) -> Tensor:
+        return SOLVERS[self._solver](self._model.alphas_cumprod, timesteps, self._model.prediction)
+
+    def _inputs(
+        self,
+        timesteps: list[int],
+        prepared: Prepared,
+        rows: Tensor,
+        noises: Tensor,
+        limits: tuple[float, float],
+    ) -> FrameInputs:
         alphas_cumprod, device = self._model.alphas_cumprod, self._model.device
         start, rejoin = (
             noise_coefficients(alphas_cumprod, timesteps[i]) if i < len(timesteps) else torch.zeros(2)
@@ -135,10 +173,11 @@ class Course:
         return FrameInputs(
             prepared,
             self._noise,
-            _sent(step_coefficients(alphas_cumprod, timesteps, self._model.prediction), device),
+            _sent(rows, device),
             _sent(start, device),
             _sent(rejoin, device),
             _sent(torch.tensor(limits), device),
+            noises,
         )
 
 
@@ -176,13 +215,14 @@ class LatentMemory:
         return cls(source, stylised, torch.zeros(settings.steps_ceiling, device=model.device))
 
 
-def noise_field(model: LatentModel, settings: Settings) -> Tensor:
-    """The frozen noise of a seed and size, [1, C, h, w], float32 on the CPU.
+def noise_fields(model: LatentModel, settings: Settings, count: int) -> Tensor:
+    """The frozen noise of a seed and size, [count, C, h, w], float32 on the CPU; the first is the same for any count.
 
     Drawn on the CPU: generators of different devices give different numbers for one seed.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    return torch.randn(_latent_shape(model, settings), generator=generator)
+    shape = _latent_shape(model, settings)
+    return torch.cat([torch.randn(shape, generator=generator) for _ in range(count)])
 
 
 def _latent_shape(model: LatentModel, settings: Settings) -> tuple[int, int, int, int]:

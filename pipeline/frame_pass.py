@@ -73,7 +73,8 @@ class FramePass:
         # One memory order for all latents of the frame, whatever the encoder returned.
         source = source.contiguous(memory_format=torch.channels_last)
         noisy = self._step_ops.add_noise(source, inputs.noise, inputs.start)
-        return denoise(self._predictor(source, inputs), noisy, inputs.coefficients, self._step_ops)
+        noises = inputs.noises.split(1) if len(inputs.noises) else None
+        return denoise(self._predictor(source, inputs), noisy, inputs.coefficients, self._step_ops, noises)
 
     def _predictor(self, source: Tensor, inputs: FrameInputs) -> Predict:
         def predict(noisy: Tensor, step: int) -> Tensor:
@@ -108,7 +109,9 @@ class FramePass:
         reach = ops.spread(gate)
         noisy = self._step_ops.add_noise(memory.source, inputs.noise, inputs.start)
         x0 = torch.empty_like(noisy)
-        noisy = self._step_ops.denoise_step(predict(noisy, 0), noisy, inputs.coefficients[0], x0_out=x0)
+        noisy = self._step_ops.denoise_step(
+            predict(noisy, 0), noisy, inputs.coefficients[0], extra=inputs.mixed_in(0, noisy), x0_out=x0
+        )
         changes = gate.new_empty((steps - 1, 1, *gate.shape[2:]))
         if steps > 1:
             x0 = ops.blend(memory.stylised, x0, reach)
@@ -116,10 +119,15 @@ class FramePass:
         for step in range(1, steps):
             before, x0 = x0, torch.empty_like(x0)
             noisy = self._step_ops.denoise_step(
-                predict(noisy, step), noisy, inputs.coefficients[step], x0_out=x0
+                predict(noisy, step),
+                noisy,
+                inputs.coefficients[step],
+                extra=inputs.mixed_in(step, before),
+                x0_out=x0,
             )
             ops.motion(x0, before, out=changes[step - 1 : step])
-        ops.blend(memory.stylised, x0, reach, out=memory.stylised)
+        # What the last step goes to: not every solver ends at its x0.
+        ops.blend(memory.stylised, noisy, reach, out=memory.stylised)
         # Where nothing moved nothing changes either, and a hand must count as much as a crowd. The small number is for
         # a picture in which nothing moved at all.
         mean = (changes * reach).sum(dim=(1, 2, 3)) / (reach.sum() + 1e-6)

@@ -152,7 +152,7 @@ class CpuRunner:
             return desk.repeat()
         inputs = desk.course.inputs(plan)
         if desk.fresh_noise:
-            inputs.noise.normal_(generator=self._generator)
+            inputs.freshen(self._generator)
         stylised = self._frame_pass(
             torch.from_numpy(fitted),
             inputs,

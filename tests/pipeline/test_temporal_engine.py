@@ -107,6 +107,18 @@ def test_fresh_noise_differs_from_frame_to_frame_and_not_from_run_to_run(make_en
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("solver", ["2m", "lcm", "tcd"])
+def test_other_solvers_run_in_every_kind_of_frame(make_engine, solver):
+    alone = make_engine(temporal="noise", solver=solver)
+    pictures = [scene(), scene(), with_hand(scene(), 100), scene(5)]
+    results, steps = play(make_engine(solver=solver), pictures)
+    assert steps == [8, 0, 4, 8]
+    assert np.array_equal(results[0], results[1])
+    assert not np.array_equal(results[1], results[2])
+    assert np.array_equal(results[3], alone.stylise(scene(5)))
+    assert not np.array_equal(results[3], make_engine(temporal="noise").stylise(scene(5)))
+
+
 def test_frozen_noise_gives_one_picture_for_one_picture(make_engine):
     results, steps = play(make_engine(temporal="noise"), [scene()] * 3)
     assert steps == [8] * 3
