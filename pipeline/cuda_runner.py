@@ -56,8 +56,17 @@ class CudaRunner:
         self._wanted: Wanted | None = None
         self._change(settings, wait=True)
 
+    @torch.inference_mode()
     def use(self, settings: Settings) -> None:
-        self._change(settings, wait=self._recorder is None)
+        # While another size is being recorded, these settings are for that one.
+        if self._wanted is None and self._fade_to(settings):
+            self._settings = settings
+        else:
+            self._change(settings, wait=self._recorder is None)
+
+    def _fade_to(self, settings: Settings) -> bool:
+        with torch.cuda.stream(self._streams.compute):
+            return self._desk.fade_to(settings)
 
     @torch.inference_mode()
     def _change(self, settings: Settings, *, wait: bool) -> None:
@@ -116,7 +125,7 @@ class CudaRunner:
             return desk.repeat()
         with torch.cuda.stream(self._streams.compute):
             inputs = desk.course.inputs(plan)
-            variant = Variant(inputs.steps, plan.work is Work.WARM)
+            variant = Variant(inputs.steps, plan.warm)
             self._current.write(variant, inputs)
             if desk.fresh_noise:
                 self._current.inputs[variant].freshen(self._generator)

@@ -105,23 +105,45 @@ class Course:
         UnknownPreset: the model has no such preset.
     """
 
-    def __init__(self, model: LatentModel, settings: Settings) -> None:
+    def __init__(self, model: LatentModel, settings: Settings, noise: Tensor | None = None) -> None:
         self._model = model
         self._conditioning = model.condition(settings.mix, settings.size)
         self._solver = settings.solver
         timesteps = SPACINGS[settings.spacing](model.alphas_cumprod, settings.steps, settings.strength)
-        # The first is what frames start from, and the same whatever comes after it.
-        count = len(timesteps) if settings.solver in NOISY_SOLVERS else 0
-        noise = noise_fields(model, settings, 1 + count)
-        noise = noise.to(model.dtype, memory_format=torch.channels_last)
-        self._noise, self._noises = _sent(noise, model.device).tensor_split([1])
+        self._timesteps = timesteps
+        if noise is None:
+            # The first is what frames start from, and the same whatever comes after it.
+            count = len(timesteps) if settings.solver in NOISY_SOLVERS else 0
+            drawn = noise_fields(model, settings, 1 + count)
+            noise = _sent(drawn.to(model.dtype, memory_format=torch.channels_last), model.device)
+        self._all_noise = noise
+        self._noise, self._noises = noise.tensor_split([1])
         self._warm_timesteps = warm_timesteps(timesteps, settings.steps_ceiling)
         self._warm: dict[tuple[int, ...], FrameInputs] = {}
-        self.full = self._inputs(
+        self._fade: dict[tuple[int, ...], FrameInputs] = {}
+
+    @property
+    def steps(self) -> int:
+        """Evaluations of a full frame; 0 at strength 0."""
+        return len(self._timesteps)
+
+    def with_look(self, settings: Settings) -> "Course":
+        """For settings that differ in the mix and the strength only, without drawing the noise again.
+
+        Raises:
+            UnknownPreset: the model has no such preset.
+        """
+        return Course(self._model, settings, self._all_noise)
+
+    # What is not asked for is not made: a cross-fade has a course for each of its frames.
+    @cached_property
+    def full(self) -> FrameInputs:
+        """Of a frame with all steps that takes nothing over."""
+        timesteps = self._timesteps
+        return self._inputs(
             timesteps, self._prepare(timesteps), self._rows(timesteps), self._noises, ALWAYS_OPEN
         )
 
-    # Of warm frames only: most settings never have one, and a cross-fade makes a course of each of its frames.
     @cached_property
     def _warm_prepared(self) -> Prepared:
         return self._prepare(self._warm_timesteps)
@@ -140,6 +162,11 @@ class Course:
         """For a plan with any work in it; the same object whenever it is the same plan."""
         if plan.work is Work.WARM:
             return self.warm(plan.kept)
+        if plan.work is Work.FADE:
+            if plan.kept not in self._fade:
+                limits = _sent(torch.tensor(ALWAYS_OPEN), self._model.device)
+                self._fade[plan.kept] = replace(self.warm(plan.kept), limits=limits)
+            return self._fade[plan.kept]
         return self._settle if plan.work is Work.SETTLE else self.full
 
     def warm(self, kept: tuple[int, ...]) -> FrameInputs:

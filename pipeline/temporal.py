@@ -46,21 +46,28 @@ class Work(Enum):
     """What to do for a frame.
 
     REPEAT: nothing, the picture before is shown again. WARM: a few steps, from the frame before where it stood still.
-    SETTLE: all steps, on what the frames before have gathered of the still picture. FULL: all steps, from nothing.
+    FADE: all steps of those few, and all over the picture, for a look that the frame before did not have. SETTLE: all
+    steps, on what the frames before have gathered of the picture. FULL: all steps, from nothing.
     """
 
     REPEAT = "repeat"
     WARM = "warm"
+    FADE = "fade"
     SETTLE = "settle"
     FULL = "full"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The work for a frame; for WARM also which of the warm schedule's steps are taken, by index."""
+    """The work for a frame; for WARM and FADE also which of the warm schedule's steps are taken, by index."""
 
     work: Work
     kept: tuple[int, ...] = ()
+
+    @property
+    def warm(self) -> bool:
+        """Whether it starts from the frame before."""
+        return self.work in (Work.WARM, Work.FADE)
 
 
 class Watch:
@@ -165,6 +172,7 @@ class Planner:
         self._watch = Watch()
         self._skipper = Skipper(self.ceiling, min(settings.steps_floor, self.ceiling), settings.epsilon)
         self._still_frames, self._settled = 0, False
+        self._new_look = self._faded = False
 
     def plan(self, pixels: Pixels) -> Plan:
         """Decide on a frame, which is then to be painted unless the plan is to repeat.
@@ -176,8 +184,14 @@ class Planner:
         plan = self._plan(view)
         if plan.work is not Work.REPEAT:
             self._watch.painted()
-            self._settled = plan.work is not Work.WARM
+            self._settled = plan.work in (Work.SETTLE, Work.FULL)
+            self._faded = plan.work is Work.FADE
+            self._new_look = False
         return plan
+
+    def change_look(self) -> None:
+        """The look differs a little from the next frame on, as in a cross-fade."""
+        self._new_look = True
 
     def measured(self, plan: Plan, numbers: Sequence[float]) -> None:
         """Learn from a finished frame's numbers, as `LatentMemory.numbers` has them."""
@@ -188,6 +202,12 @@ class Planner:
         self._still_frames = self._still_frames + 1 if view is View.STILL else 0
         if view is View.CUT:
             return Plan(Work.FULL)
+        if self._new_look and self.ceiling:
+            # All of them: most of the picture stays as this frame paints it until the fade is over.
+            return Plan(Work.FADE, tuple(range(self.ceiling)))
+        if self._faded:
+            # The fade is over: its last look with all steps, also where nothing will ever move.
+            return Plan(Work.SETTLE)
         if view is View.MOVED:
             return Plan(Work.WARM, self._skipper.kept) if self.ceiling else Plan(Work.FULL)
         if self._still_frames >= SETTLE_FRAMES and not self._settled:

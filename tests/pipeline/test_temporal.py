@@ -155,6 +155,33 @@ def test_a_warm_frame_never_has_more_steps_than_a_full_one(steps, expected):
     assert ours.plan(with_hand(scene(), 60)) == Plan(Work.WARM, tuple(range(expected)))
 
 
+def test_a_look_that_changes_is_painted_all_over_in_few_steps_and_once_with_all_when_it_is_reached():
+    ours = planner(steps_ceiling=3)
+    ours.plan(scene())
+    plans = []
+    for frame in range(8):
+        if frame < 5:
+            ours.change_look()
+        plans.append(ours.plan(scene()))
+    assert plans[:5] == [Plan(Work.FADE, (0, 1, 2))] * 5
+    assert [plan.work for plan in plans[5:]] == [Work.SETTLE, Work.REPEAT, Work.REPEAT]
+
+
+def test_a_fade_ends_in_all_steps_while_something_moves_too():
+    ours = planner()
+    ours.plan(scene())
+    ours.change_look()
+    frames = [with_hand(scene(), left) for left in (60, 80, 100)]
+    assert works(ours, frames) == [Work.FADE, Work.SETTLE, Work.WARM]
+
+
+def test_a_cut_within_a_fade_has_all_steps():
+    ours = planner()
+    ours.plan(scene())
+    ours.change_look()
+    assert works(ours, [scene(5), scene(5)]) == [Work.FULL, Work.REPEAT]
+
+
 def feed(skipper, changes_of, frames):
     """Numbers of so many frames; the count of steps each of them was made with."""
     counts = []

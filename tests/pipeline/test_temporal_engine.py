@@ -1,5 +1,6 @@
 """What the frames of an engine take over from each other, on the CPU and, where there is one, on a GPU."""
 
+import itertools
 from dataclasses import replace
 
 import cv2
@@ -9,9 +10,11 @@ import torch
 
 from instantvision.pipeline.config import Mix, Settings, Size
 from instantvision.pipeline.engine import Engine
+from instantvision.pipeline.errors import UnknownPreset
 from instantvision.pipeline.frame_inputs import Course, LatentMemory
 from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.temporal import SETTLE_FRAMES, Plan, Work
+from instantvision.pipeline.transition import Look, blend
 
 SETTINGS = Settings(temporal="warm", size=Size(256, 192), epsilon=0.0)
 
@@ -134,6 +137,67 @@ def test_a_changed_look_shows_at_once_on_a_still_scene(make_engine, change):
     assert steps == [8, 0]
     assert not np.array_equal(before[-1], after[0])
     assert np.array_equal(after[0], make_engine(temporal="noise", **change).stylise(scene()))
+
+
+def faded(engine, pictures, looks):
+    """Results and steps of pictures, each in a look of its own."""
+    results, steps = [], []
+    for picture, look in zip(pictures, looks, strict=True):
+        engine.update(replace(engine.settings, mix=look.mix, strength=look.strength))
+        pending = engine.submit(picture)
+        results.append(pending.result())
+        steps.append(pending.steps)
+    return results, steps
+
+
+def fade(start, target, frames):
+    looks = Look(mix=Mix.parse(start), strength=1.0), Look(mix=Mix.parse(target), strength=0.8)
+    return [blend(*looks, share) for share in np.linspace(0, 1, frames)]
+
+
+def test_a_fade_costs_what_moving_frames_do_and_leaves_nothing_of_the_old_look(make_engine):
+    frames = 12
+    # A hand in a corner; most of the picture never moves.
+    pictures = [noisy(with_hand(scene(), 20 + 4 * i), i) for i in range(frames + 2)]
+    ends = []
+    for old in ("oil", "comic"):
+        looks = fade(old, "ink", frames)
+        results, steps = faded(make_engine(), pictures, [*looks, *looks[-1:] * 2])
+        assert steps == [8, *[4] * (frames - 1), 8, 4]
+        ends.append(results)
+    assert not np.array_equal(ends[0][frames - 2], ends[1][frames - 2])
+    # From the last frame of the fade on there is no telling what look it came from.
+    assert all(
+        np.array_equal(*pair) for pair in zip(ends[0][frames - 1 :], ends[1][frames - 1 :], strict=True)
+    )
+
+
+def test_a_fade_over_a_still_picture_ends_in_exactly_the_new_look(make_engine):
+    looks = fade("oil", "ink", 6)
+    results, steps = faded(make_engine(), [scene()] * 9, [*looks, *looks[-1:] * 3])
+    assert steps == [8, 4, 4, 4, 4, 4, 8, 0, 0]
+    alone = make_engine(temporal="noise", mix=looks[-1].mix, strength=looks[-1].strength).stylise(scene())
+    assert np.array_equal(results[-1], alone)
+    assert all(not np.array_equal(one, other) for one, other in itertools.pairwise(results[:6]))
+
+
+def test_a_look_that_does_not_exist_leaves_the_one_before(make_engine):
+    engine = make_engine()
+    before = engine.stylise(scene())
+    with pytest.raises(UnknownPreset):
+        engine.update(replace(engine.settings, mix=Mix.parse("oil:0.9,unknown:0.1")))
+    pending = engine.submit(scene())
+    assert (pending.steps, np.array_equal(pending.result(), before)) == (0, True)
+
+
+def test_a_fade_draws_no_noise_and_prepares_no_full_frame(toy_model):
+    course = Course(toy_model, SETTINGS)
+    faded = course.with_look(replace(SETTINGS, mix=Mix.parse("ink")))
+    plan = Plan(Work.FADE, (0, 1, 2, 3))
+    assert faded.inputs(plan).noise.data_ptr() == course.full.noise.data_ptr()
+    assert "full" not in faded.__dict__
+    assert faded.inputs(plan) is faded.inputs(plan)
+    assert faded.inputs(plan).shapes == course.warm(plan.kept).shapes
 
 
 def test_a_repeated_frame_is_the_callers_own(make_engine):
