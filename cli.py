@@ -70,7 +70,8 @@ SeedOption = Annotated[int | None, typer.Option(help="Of the noise.", show_defau
 TemporalOption = Annotated[
     Temporal,
     typer.Option(
-        help="What a frame takes over from the one before: nothing, the noise, or all that did not move."
+        help="What a frame takes over from the one before: nothing, the noise, all that did not move, or that and "
+        "deep features."
     ),
 ]
 EpsilonOption = Annotated[
@@ -84,7 +85,9 @@ SolverOption = Annotated[
     ),
 ]
 FloorOption = Annotated[int, typer.Option(help="With warm: the fewest steps of a frame that moved.")]
-CeilingOption = Annotated[int, typer.Option(help="With warm: the most steps of a frame that is no cut.")]
+CeilingOption = Annotated[
+    int, typer.Option(help="With warm and full: the most steps of a frame that is no cut.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable data on stdout.")]
 SIZE_HELP = "N or WxH in pixels, multiples of 16."
 

@@ -17,7 +17,7 @@ STEPS_MAX = 50
 FPS_MAX = 240.0
 
 Fit = Literal["cover", "letterbox"]
-Temporal = Literal["off", "noise", "warm"]
+Temporal = Literal["off", "noise", "warm", "full"]
 Spacing = Literal["log-snr", "uniform", "karras", "trailing"]
 Solver = Literal["ddim", "2m", "lcm", "tcd"]
 
@@ -123,11 +123,11 @@ class Settings:
         fit: how a picture of another shape is brought to `size`: cover (fill, centre-crop) or letterbox (bars).
         mirror: flip the input left-right.
         temporal: what a frame takes over from the one before: nothing (off: fresh noise every frame), the noise field
-            (noise), or also what did not move (warm).
+            (noise), also what did not move (warm), and also what the deep part of the network found (full).
         epsilon: with warm, a step that changes the clean latents by less than this is left out of the frames to come;
             root mean square, latents have unit variance. 0 leaves none out.
         steps_floor, steps_ceiling: with warm, evaluations of a frame that is like the one before, 1..50; never more
-            than `steps`, which a frame after a cut has.
+            than `steps`, which a frame after a cut has. With full it has as many as the ceiling: most are shallow.
         spacing: where the steps lie: evenly in log-SNR, evenly in time (uniform), at Karras' noise levels, or at the
             noisy end of equal parts (trailing), as distilled models want it.
         solver: how a step is made: first order (ddim), second order from 3 steps on (2m), or as latent (lcm) and
@@ -157,8 +157,8 @@ class Settings:
             raise ConfigError(f"seed is {self.seed}, expected 0 to {2**31 - 1}")
         if self.fit not in ("cover", "letterbox"):
             raise ConfigError(f"fit is {self.fit!r}, expected cover or letterbox")
-        if self.temporal not in ("off", "noise", "warm"):
-            raise ConfigError(f"temporal is {self.temporal!r}, expected off, noise or warm")
+        if self.temporal not in get_args(Temporal):
+            raise ConfigError(f"temporal is {self.temporal!r}, expected {_choices(get_args(Temporal))}")
         self._check_schedule()
         if not 0 <= self.epsilon <= 1:
             raise ConfigError(f"epsilon is {self.epsilon:g}, expected 0 to 1: 0 leaves no step out")

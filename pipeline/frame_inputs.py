@@ -3,14 +3,14 @@
 Knows nothing of how the arithmetic runs (frame_pass.py) or of who decides on the work (temporal.py).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from instantvision.pipeline.config import Settings
-from instantvision.pipeline.model import LatentModel, Prepared
+from instantvision.pipeline.model import Deep, LatentModel, Prepared
 from instantvision.pipeline.schedule import noise_coefficients, warm_timesteps
 from instantvision.pipeline.solvers import NOISY_SOLVERS, SOLVERS
 from instantvision.pipeline.spacing import SPACINGS
@@ -19,6 +19,8 @@ from instantvision.pipeline.temporal import Plan, Work
 # Root mean square distance of latents, of unit variance, over a position and its neighbours: a webcam's noise and
 # compression make 0.1 to 0.13, a hand or a turning head 0.3 and more, as measured with mini.
 MOTION_LIMITS = (0.16, 0.40)
+# Of FrameInputs, besides what is prepared.
+TENSORS = ("noise", "coefficients", "start", "rejoin", "limits", "noises")
 # No distance is below these: every gate is open.
 ALWAYS_OPEN = (-2.0, -1.0)
 
@@ -35,6 +37,9 @@ class FrameInputs:
         rejoin: the same at the second timestep, zeros if there is none; a warm frame starts again from there.
         limits: distances of latents between which a warm frame's gate opens, [2], float32.
         noises: unit normal fields of the steps for solvers that want them, [S, C, h, w]; otherwise [0, C, h, w].
+        slots: of each step, where in `LatentMemory.deep` it keeps what it finds in the deep part of the network, None
+            for nowhere; empty without reuse.
+        whole: the one step that evaluates the whole network, while the others look into their slots; None: all.
     """
 
     prepared: Prepared
@@ -44,6 +49,8 @@ class FrameInputs:
     rejoin: Tensor
     limits: Tensor
     noises: Tensor
+    slots: tuple[int | None, ...] = ()
+    whole: int | None = None
 
     @property
     def steps(self) -> int:
@@ -57,8 +64,11 @@ class FrameInputs:
 
     def clone(self) -> "FrameInputs":
         """The same values in memory of their own."""
-        prepared = tuple(tensor.contiguous().clone() for tensor in self.prepared)
-        return FrameInputs(prepared, *(tensor.clone() for tensor in self._tensors()[len(prepared) :]))
+        return replace(
+            self,
+            prepared=tuple(tensor.contiguous().clone() for tensor in self.prepared),
+            **{name: getattr(self, name).clone() for name in TENSORS},
+        )
 
     def mixed_in(self, step: int, before: Tensor) -> Tensor | None:
         """What the solver's row for a step mixes in: noise, or `before`, the clean latents of the step before."""
@@ -73,20 +83,12 @@ class FrameInputs:
             self.noises.normal_(generator=generator)
 
     def copy_(self, other: "FrameInputs") -> None:
-        """Take over the values of inputs of equal shapes."""
+        """Take over the values of inputs of equal shapes, slots and whole step."""
         for mine, new in zip(self._tensors(), other._tensors(), strict=True):
             mine.copy_(new)
 
     def _tensors(self) -> tuple[Tensor, ...]:
-        return (
-            *self.prepared,
-            self.noise,
-            self.coefficients,
-            self.start,
-            self.rejoin,
-            self.limits,
-            self.noises,
-        )
+        return (*self.prepared, *(getattr(self, name) for name in TENSORS))
 
 
 def frame_inputs(model: LatentModel, settings: Settings) -> FrameInputs:
@@ -119,8 +121,9 @@ class Course:
         self._all_noise = noise
         self._noise, self._noises = noise.tensor_split([1])
         self._warm_timesteps = warm_timesteps(timesteps, settings.steps_ceiling)
+        self._keeps_deep = settings.temporal == "full"
         self._warm: dict[tuple[int, ...], FrameInputs] = {}
-        self._fade: dict[tuple[int, ...], FrameInputs] = {}
+        self._variations: dict[Plan, FrameInputs] = {}
 
     @property
     def steps(self) -> int:
@@ -160,14 +163,17 @@ class Course:
 
     def inputs(self, plan: Plan) -> FrameInputs:
         """For a plan with any work in it; the same object whenever it is the same plan."""
-        if plan.work is Work.WARM:
-            return self.warm(plan.kept)
-        if plan.work is Work.FADE:
-            if plan.kept not in self._fade:
-                limits = _sent(torch.tensor(ALWAYS_OPEN), self._model.device)
-                self._fade[plan.kept] = replace(self.warm(plan.kept), limits=limits)
-            return self._fade[plan.kept]
+        if plan.warm:
+            if plan not in self._variations:
+                self._variations[plan] = self._variation(plan)
+            return self._variations[plan]
         return self._settle if plan.work is Work.SETTLE else self.full
+
+    def _variation(self, plan: Plan) -> FrameInputs:
+        inputs = self.warm(plan.kept)
+        if plan.work is Work.FADE:
+            return replace(inputs, limits=_sent(torch.tensor(ALWAYS_OPEN), self._model.device))
+        return inputs if plan.whole is None else replace(inputs, whole=plan.whole)
 
     def warm(self, kept: tuple[int, ...]) -> FrameInputs:
         """For some of the warm schedule's steps, by index; does not wait for the device."""
@@ -205,7 +211,15 @@ class Course:
             _sent(rejoin, device),
             _sent(torch.tensor(limits), device),
             noises,
+            self._slots(timesteps),
         )
+
+    def _slots(self, timesteps: list[int]) -> tuple[int | None, ...]:
+        """A slot for each step of the warm schedule, which those of full frames at the same timesteps fill too."""
+        if not self._keeps_deep:
+            return ()
+        slots = {timestep: slot for slot, timestep in enumerate(self._warm_timesteps)}
+        return tuple(slots.get(timestep) for timestep in timesteps)
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
@@ -224,11 +238,21 @@ class LatentMemory:
         stylised: the clean latents that were painted from it, likewise.
         numbers: float32 [STEPS]: the share of the picture that moved, then the root mean square change of x0, where it
             moved, by each step after the first; 0 for steps that were not taken.
+        deep: what evaluations found in the deep part of the network, by slot; each gets its memory when it is first
+            filled, which a frame with all steps does.
     """
 
     source: Tensor
     stylised: Tensor
     numbers: Tensor
+    deep: dict[int, Deep] = field(default_factory=dict)
+
+    def keep_deep(self, slot: int, found: Deep) -> None:
+        """Take over what an evaluation found."""
+        if slot not in self.deep:
+            self.deep[slot] = tuple(torch.empty_like(tensor) for tensor in found)
+        for kept, new in zip(self.deep[slot], found, strict=True):
+            kept.copy_(new)
 
     @classmethod
     def empty(cls, model: LatentModel, settings: Settings) -> "LatentMemory":

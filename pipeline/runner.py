@@ -12,11 +12,12 @@ import numpy as np
 import torch
 
 from instantvision.pipeline.config import Settings
+from instantvision.pipeline.errors import ConfigError
 from instantvision.pipeline.fitting import fit
 from instantvision.pipeline.frame_inputs import Course, LatentMemory
 from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.frames import Pixels
-from instantvision.pipeline.model import LatentModel
+from instantvision.pipeline.model import LatentModel, ReusableModel
 from instantvision.pipeline.temporal import Plan, Planner, Work
 from instantvision.pipeline.transition import Look, apart
 
@@ -95,13 +96,19 @@ class Desk:
 
     Raises:
         UnknownPreset: the model has no such preset.
+        ConfigError: the settings want deep features reused, and the model cannot leave out its deep part.
     """
 
     def __init__(self, model: LatentModel, settings: Settings) -> None:
+        if settings.temporal == "full" and not isinstance(model, ReusableModel):
+            raise ConfigError(
+                f"temporal is full, but {type(model).__name__} has no shallow part to evaluate alone: "
+                "pass --temporal warm"
+            )
         self.course = Course(model, settings)
         self.fresh_noise = settings.temporal == "off"
-        warm = settings.temporal == "warm"
-        self._planner = Planner(settings, self.course.steps) if warm else None
+        remembers = settings.temporal in ("warm", "full")
+        self._planner = Planner(settings, self.course.steps) if remembers else None
         self._settings = settings
         self._painted: Pending | None = None
 

@@ -19,6 +19,7 @@ from instantvision.pipeline.schedule import (
 )
 from instantvision.pipeline.solvers import NOISY_SOLVERS, SOLVERS
 from instantvision.pipeline.spacing import SPACINGS
+from instantvision.pipeline.temporal import Plan, Work
 
 SETTINGS = Settings(size=Size(64, 96), steps=4, strength=0.8, seed=1)
 
@@ -87,6 +88,28 @@ def test_a_warm_frame_that_moved_all_over_follows_the_solver_from_its_second_ste
         noisy = reference.add_noise(x0, noise, noise_coefficients(model.alphas_cumprod, timesteps[1]))
         expected = follow(model, settings, timesteps[1:], source, noisy, noises[1:])
     torch.testing.assert_close(memory.stylised, expected)
+
+
+def test_deep_features_are_carried_on_until_each_step_has_had_its_turn(layered_toy_model):
+    settings = replace(SETTINGS, steps=8, temporal="full")
+    course, frame_pass = Course(layered_toy_model, settings), FramePass(layered_toy_model)
+    before, now = torch.randint(0, 256, (2, 96, 64, 3), dtype=torch.uint8)
+    every = (0, 1, 2, 3)
+
+    def painted(turns):
+        """What of the second picture, all over new, becomes in frames with these whole steps."""
+        memory, results = LatentMemory.empty(layered_toy_model, settings), []
+        frame_pass(before, course.full, mirror=False, memory=memory)
+        for whole in turns:
+            inputs = course.inputs(Plan(Work.WARM, every, whole))
+            inputs = replace(inputs, limits=torch.tensor(ALWAYS_OPEN))
+            results.append(frame_pass(now, inputs, mirror=False, memory=memory, warm=True))
+        return results
+
+    (whole,) = painted([None])
+    *others, last = painted([1, 2, 3, 0])
+    assert all(not torch.equal(result, whole) for result in others)
+    assert torch.equal(last, whole)
 
 
 def test_fresh_noise_is_drawn_for_every_step(toy_model):

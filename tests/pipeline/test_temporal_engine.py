@@ -10,9 +10,10 @@ import torch
 
 from instantvision.pipeline.config import Mix, Settings, Size
 from instantvision.pipeline.engine import Engine
-from instantvision.pipeline.errors import UnknownPreset
+from instantvision.pipeline.errors import ConfigError, UnknownPreset
 from instantvision.pipeline.frame_inputs import Course, LatentMemory
 from instantvision.pipeline.frame_pass import FramePass
+from instantvision.pipeline.mini import Mini
 from instantvision.pipeline.temporal import SETTLE_FRAMES, Plan, Work
 from instantvision.pipeline.transition import Look, blend
 
@@ -198,6 +199,79 @@ def test_a_fade_draws_no_noise_and_prepares_no_full_frame(toy_model):
     assert "full" not in faded.__dict__
     assert faded.inputs(plan) is faded.inputs(plan)
     assert faded.inputs(plan).shapes == course.warm(plan.kept).shapes
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def layered_model(request):
+    on = request.param
+    return request.getfixturevalue("layered_toy_model" if on == "cpu" else "layered_toy_model_on_gpu")
+
+
+@pytest.fixture
+def make_full_engine(layered_model):
+    engines = []
+
+    def make(**changes):
+        engines.append(Engine(layered_model, replace(SETTINGS, **{"temporal": "full", **changes})))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def test_what_stands_still_stays_with_deep_features_too(make_full_engine):
+    first, second = play(make_full_engine(), [noisy(scene(), 1), noisy(with_hand(scene(), 200), 2)])[0]
+    assert np.array_equal(first[:, :112], second[:, :112])
+
+
+def test_a_cut_fills_the_slots_that_later_frames_look_into(layered_toy_model):
+    course = Course(layered_toy_model, replace(SETTINGS, temporal="full"))
+    assert course.full.slots == (0, None, None, None, 1, 2, 3, None)
+    engine = Engine(layered_toy_model, replace(SETTINGS, temporal="full"))
+    engine.stylise(scene())
+    assert (layered_toy_model.whole, layered_toy_model.shallow) == (4, 0)
+    engine.stylise(with_hand(scene(), 60))
+    assert (layered_toy_model.whole, layered_toy_model.shallow) == (5, 3)
+
+
+def test_a_model_without_a_shallow_part_refuses_and_keeps_the_settings(make_engine):
+    engine = make_engine()
+    with pytest.raises(
+        ConfigError, match="ToyModel has no shallow part to evaluate alone: pass --temporal warm"
+    ):
+        engine.update(replace(engine.settings, temporal="full"))
+    assert engine.settings.temporal == "warm"
+    assert engine.stylise(scene()).shape == (192, 256, 3)
+
+
+def test_fades_with_deep_features_leave_nothing_of_the_old_look(make_full_engine):
+    ends = []
+    for old in ("oil", "comic"):
+        looks = fade(old, "ink", 6)
+        pictures = [with_hand(scene(), 20 + 4 * i) for i in range(8)]
+        results, steps = faded(make_full_engine(), pictures, [*looks, *looks[-1:] * 2])
+        assert steps == [8, 4, 4, 4, 4, 4, 8, 4]
+        ends.append(results[5:])
+    assert all(np.array_equal(one, other) for one, other in zip(*ends, strict=True))
+
+
+@pytest.mark.gpu
+def test_mini_paints_alike_with_deep_features_on_a_gpu():
+    mini, settings = Mini.load("cuda"), replace(SETTINGS, size=Size(512, 384))
+    pictures = [cv2.resize(with_hand(scene(), 20 + 6 * i), (512, 384)) for i in range(12)]
+    videos = {}
+    for temporal in ("warm", "full"):
+        engine = Engine(mini, replace(settings, temporal=temporal))
+        videos[temporal], steps = play(engine, pictures)
+        engine.close()
+        assert steps == [8] + [4] * 11
+    differences = [
+        np.abs(one.astype(int) - other).mean() for one, other in zip(*videos.values(), strict=True)
+    ]
+    assert differences[0] == 0
+    # The same frames by another way: strokes at the hand's edge may differ.
+    assert 0 < max(differences) < 4
 
 
 def test_a_repeated_frame_is_the_callers_own(make_engine):
