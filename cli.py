@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from instantvision.integrations.forms import SINK_FORMS, SOURCE_FORMS
-from instantvision.pipeline.config import Fit, LiveConfig, Mix, Settings, Size, Temporal
+from instantvision.pipeline.config import Fit, LiveConfig, Mix, Settings, Size, Solver, Spacing, Temporal
 from instantvision.pipeline.control import FADE_S, Show
 from instantvision.pipeline.errors import InstantVisionError
 from instantvision.pipeline.presets import settings_for
@@ -70,14 +70,24 @@ SeedOption = Annotated[int | None, typer.Option(help="Of the noise.", show_defau
 TemporalOption = Annotated[
     Temporal,
     typer.Option(
-        help="What a frame takes over from the one before: nothing, the noise, or all that did not move."
+        help="What a frame takes over from the one before: nothing, the noise, all that did not move, or that and "
+        "deep features."
     ),
 ]
 EpsilonOption = Annotated[
     float, typer.Option(help="With warm: leave out steps that change less than this; 0 leaves none out.")
 ]
+SpacingOption = Annotated[Spacing, typer.Option(help="Where the steps lie; trailing for distilled models.")]
+SolverOption = Annotated[
+    Solver,
+    typer.Option(
+        help="How a step is made: first or second order, or (lcm, tcd) as a model was distilled for."
+    ),
+]
 FloorOption = Annotated[int, typer.Option(help="With warm: the fewest steps of a frame that moved.")]
-CeilingOption = Annotated[int, typer.Option(help="With warm: the most steps of a frame that is no cut.")]
+CeilingOption = Annotated[
+    int, typer.Option(help="With warm and full: the most steps of a frame that is no cut.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable data on stdout.")]
 SIZE_HELP = "N or WxH in pixels, multiples of 16."
 
@@ -152,6 +162,8 @@ def render(
     epsilon: EpsilonOption = DEFAULTS.epsilon,
     steps_floor: FloorOption = DEFAULTS.steps_floor,
     steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
+    spacing: SpacingOption = DEFAULTS.spacing,
+    solver: SolverOption = DEFAULTS.solver,
     max_frames: Annotated[int | None, typer.Option(help="Stop after so many.", show_default="all")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -163,6 +175,8 @@ def render(
         epsilon=epsilon,
         steps_floor=steps_floor,
         steps_ceiling=steps_ceiling,
+        spacing=spacing,
+        solver=solver,
     )
     from instantvision.pipeline.render import RenderJob
     from instantvision.pipeline.render import render as render_job
@@ -190,6 +204,8 @@ def run(
     epsilon: EpsilonOption = DEFAULTS.epsilon,
     steps_floor: FloorOption = DEFAULTS.steps_floor,
     steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
+    spacing: SpacingOption = DEFAULTS.spacing,
+    solver: SolverOption = DEFAULTS.solver,
     duration: Annotated[float | None, typer.Option(help="Seconds.", show_default="until Ctrl-C")] = None,
     fit: Annotated[
         Fit, typer.Option(help="Fill the size and crop, or show all between bars.")
@@ -223,6 +239,8 @@ def run(
         epsilon=epsilon,
         steps_floor=steps_floor,
         steps_ceiling=steps_ceiling,
+        spacing=spacing,
+        solver=solver,
     )
     config = LiveConfig(fps=fps, duration_s=duration)
     wanted = FrontEnds(port=control_port if control else None, obs=obs, scenes=parse_scenes(scene or []))
@@ -256,6 +274,8 @@ def bench(
     preset: PresetOption = str(DEFAULTS.mix),
     size: Annotated[str | None, typer.Option(help=SIZE_HELP, show_default=str(BENCH_SIDE))] = None,
     steps: StepsOption = DEFAULTS.steps,
+    spacing: SpacingOption = DEFAULTS.spacing,
+    solver: SolverOption = DEFAULTS.solver,
     frames: Annotated[
         int | None, typer.Option(min=2, help="Of each measurement.", show_default=str(BENCH_FRAMES))
     ] = None,
@@ -266,6 +286,7 @@ def bench(
 ) -> None:
     """Measure how long a frame takes, stage by stage, and what it costs."""
     settings = settings_for(Mix.parse(preset), size=_size(size), steps=steps)
+    settings = dataclasses.replace(settings, spacing=spacing, solver=solver)
     from instantvision.pipeline import bench as bench_module
     from instantvision.pipeline import bench_report
     from instantvision.pipeline.report import bench_table, progress_bar

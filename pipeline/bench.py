@@ -53,7 +53,7 @@ class BenchReport:
     """One measurement.
 
     Args:
-        size, steps, strength: of the frames.
+        size, steps, strength, spacing, solver: of the frames.
         frames: measured, each of `input` size.
         stages_ms: by name, in order, each measured by itself; on a GPU as CUDA graphs, by the GPU's clock, where their
             sum may differ a little from device_ms. `fit` runs on the CPU.
@@ -69,6 +69,8 @@ class BenchReport:
     size: str
     steps: int
     strength: float
+    spacing: str
+    solver: str
     frames: int
     input: str
     stages_ms: dict[str, Spread]
@@ -135,6 +137,8 @@ def run(
         size=str(settings.size),
         steps=settings.steps if settings.strength else 0,
         strength=settings.strength,
+        spacing=settings.spacing,
+        solver=settings.solver,
         frames=frames,
         input=f"{CAMERA[0]}x{CAMERA[1]}",
         stages_ms=measure_stages(model, settings, pictures, frames),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from instantvision.kernels import LayerOps, TokenOps
 from instantvision.kernels.reference_layers import fold_context, fold_doubling
 from instantvision.pipeline.eight_bit import Convolution
-from instantvision.pipeline.model import Prepared
+from instantvision.pipeline.model import Deep, Prepared
 from instantvision.pipeline.packing import CHANNELS_MULTIPLE, filled_up, parameters
 from instantvision.pipeline.unet import UNet
 from instantvision.pipeline.unet_blocks import NoAttention, ResnetBlock, Transformer
@@ -36,7 +36,7 @@ class Features:
     """A picture of features, [B, C, h, w] in channels_last, and its moments for the next normalisation."""
 
     values: Tensor
-    moments: Tensor | None
+    moments: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -117,25 +117,55 @@ class FusedUNet:
         Returns:
             [B, out_channels, h, w], channels_last.
         """
-        layers, context = self._layers, Context(prepared[0], prepared[1:])
-        framed = layers.frame(pictures, channels=self._weight_in.shape[1])
-        x = Features(*layers.conv3x3(framed, self._weight_in, self._bias_in, moments=True))
-        skips = [x]
-        for pairs, convs in self._down:
-            for pair in pairs:
+        return self.keeping(pictures, prepared)[0]
+
+    def keeping(self, pictures: tuple[Tensor, ...], prepared: Prepared) -> tuple[Tensor, Deep]:
+        """One evaluation, and what it found below the outermost level: what that level reads of it, and its moments."""
+        context = Context(prepared[0], prepared[1:])
+        skips = self._enter(pictures, context)
+        deep = self._below(skips[-1], context)
+        return self._leave(deep, skips, context), (
+            (deep.values,) if deep.moments is None else (deep.values, deep.moments)
+        )
+
+    def reusing(self, pictures: tuple[Tensor, ...], prepared: Prepared, deep: Deep) -> Tensor:
+        """One evaluation of the outermost level only, over what `keeping` found below it."""
+        context = Context(prepared[0], prepared[1:])
+        return self._leave(Features(*deep), self._enter(pictures, context), context)
+
+    def _enter(self, pictures: tuple[Tensor, ...], context: Context) -> list[Features]:
+        """Everything above the first halving, in the order in which the way up reads it backwards."""
+        framed = self._layers.frame(pictures, channels=self._weight_in.shape[1])
+        skips = [Features(*self._layers.conv3x3(framed, self._weight_in, self._bias_in, moments=True))]
+        for pair in self._down[0][0]:
+            skips.append(_run(pair, (skips[-1],), context))
+        return skips
+
+    def _below(self, above: Features, context: Context) -> Features:
+        """From the first halving to the last doubling."""
+        x, skips = above, list[Features]()
+        for level, (pairs, convs) in enumerate(self._down):
+            for pair in pairs if level else ():
                 x = _run(pair, (x,), context)
                 skips.append(x)
             for conv in convs:
                 x = self._convolve(self._layers.frame((x.values,)), conv, stride=2)
                 skips.append(x)
         x = self._after_mid((_run(self._mid, (x,), context),), context)
-        for pairs, convs in self._up:
+        for pairs, convs in self._up[:-1]:
             for pair in pairs:
                 x = _run(pair, (x, skips.pop()), context)
             for conv in convs:
-                x = self._enlarge(x, conv, skips[-1].values)
-        framed = _norm_silu(layers, (x,), self._norm_out)
-        return layers.conv3x3(framed, *parameters(self._conv_out))[0]
+                x = self._enlarge(x, conv, (skips or [above])[-1].values)
+        return x
+
+    def _leave(self, deep: Features, skips: list[Features], context: Context) -> Tensor:
+        """From the last doubling on."""
+        x = deep
+        for pair in self._up[-1][0]:
+            x = _run(pair, (x, skips.pop()), context)
+        framed = _norm_silu(self._layers, (x,), self._norm_out)
+        return self._layers.conv3x3(framed, *parameters(self._conv_out))[0]
 
     def _enlarge(self, x: Features, conv: nn.Module, like: Tensor) -> Features:
         height, width = x.values.shape[2:]

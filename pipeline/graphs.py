@@ -157,10 +157,11 @@ class Streams:
 
 
 class Variant(NamedTuple):
-    """Which of a size's graphs: with how many steps, and whether it starts from the frame before."""
+    """Which of a size's graphs: how many steps, whether it starts from the frame before, and which step is whole."""
 
     steps: int
     warm: bool
+    whole: int | None = None
 
 
 class RecordedFrame:
@@ -184,6 +185,8 @@ class RecordedFrame:
         device: torch.device,
         numbers: Tensor | None = None,
     ) -> None:
+        # The graphs use memory that only it holds, such as what a frame leaves behind for the next one.
+        self._call = call
         self._written = dict(inputs)
         with torch.cuda.stream(streams.recording):
             self.inputs = {variant: each.clone() for variant, each in inputs.items()}
