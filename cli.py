@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from instantvision.integrations.forms import SINK_FORMS, SOURCE_FORMS
-from instantvision.pipeline.config import Fit, LiveConfig, Mix, Settings, Size, Temporal
+from instantvision.pipeline.config import Fit, LiveConfig, Mix, Pipeline, Settings, Size, Temporal
 from instantvision.pipeline.control import FADE_S, Show
 from instantvision.pipeline.errors import InstantVisionError
 from instantvision.pipeline.presets import settings_for
@@ -78,6 +78,12 @@ EpsilonOption = Annotated[
 ]
 FloorOption = Annotated[int, typer.Option(help="With warm: the fewest steps of a frame that moved.")]
 CeilingOption = Annotated[int, typer.Option(help="With warm: the most steps of a frame that is no cut.")]
+PipelineOption = Annotated[
+    Pipeline,
+    typer.Option(
+        help="Finish each frame before the next, or have one on its way for each step: more, but later."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable data on stdout.")]
 SIZE_HELP = "N or WxH in pixels, multiples of 16."
 
@@ -152,6 +158,7 @@ def render(
     epsilon: EpsilonOption = DEFAULTS.epsilon,
     steps_floor: FloorOption = DEFAULTS.steps_floor,
     steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
+    pipeline: PipelineOption = DEFAULTS.pipeline,
     max_frames: Annotated[int | None, typer.Option(help="Stop after so many.", show_default="all")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -163,6 +170,7 @@ def render(
         epsilon=epsilon,
         steps_floor=steps_floor,
         steps_ceiling=steps_ceiling,
+        pipeline=pipeline,
     )
     from instantvision.pipeline.render import RenderJob
     from instantvision.pipeline.render import render as render_job
@@ -190,6 +198,7 @@ def run(
     epsilon: EpsilonOption = DEFAULTS.epsilon,
     steps_floor: FloorOption = DEFAULTS.steps_floor,
     steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
+    pipeline: PipelineOption = DEFAULTS.pipeline,
     duration: Annotated[float | None, typer.Option(help="Seconds.", show_default="until Ctrl-C")] = None,
     fit: Annotated[
         Fit, typer.Option(help="Fill the size and crop, or show all between bars.")
@@ -223,6 +232,7 @@ def run(
         epsilon=epsilon,
         steps_floor=steps_floor,
         steps_ceiling=steps_ceiling,
+        pipeline=pipeline,
     )
     config = LiveConfig(fps=fps, duration_s=duration)
     wanted = FrontEnds(port=control_port if control else None, obs=obs, scenes=parse_scenes(scene or []))
@@ -256,6 +266,7 @@ def bench(
     preset: PresetOption = str(DEFAULTS.mix),
     size: Annotated[str | None, typer.Option(help=SIZE_HELP, show_default=str(BENCH_SIDE))] = None,
     steps: StepsOption = DEFAULTS.steps,
+    pipeline: PipelineOption = DEFAULTS.pipeline,
     frames: Annotated[
         int | None, typer.Option(min=2, help="Of each measurement.", show_default=str(BENCH_FRAMES))
     ] = None,
@@ -266,6 +277,7 @@ def bench(
 ) -> None:
     """Measure how long a frame takes, stage by stage, and what it costs."""
     settings = settings_for(Mix.parse(preset), size=_size(size), steps=steps)
+    settings = dataclasses.replace(settings, pipeline=pipeline)
     from instantvision.pipeline import bench as bench_module
     from instantvision.pipeline import bench_report
     from instantvision.pipeline.report import bench_table, progress_bar

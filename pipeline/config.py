@@ -18,6 +18,7 @@ FPS_MAX = 240.0
 
 Fit = Literal["cover", "letterbox"]
 Temporal = Literal["off", "noise", "warm"]
+Pipeline = Literal["latency", "throughput"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class Settings:
             root mean square, latents have unit variance. 0 leaves none out.
         steps_floor, steps_ceiling: with warm, evaluations of a frame that is like the one before, 1..50; never more
             than `steps`, which a frame after a cut has.
+        pipeline: finish each frame before the next (latency), or advance as many frames as there are steps by one step
+            at a time, all in one evaluation (throughput): more pictures a second, each steps - 1 pictures later.
     """
 
     mix: Mix = field(default_factory=lambda: Mix((("oil", 1.0),)))
@@ -136,6 +139,7 @@ class Settings:
     epsilon: float = 0.08
     steps_floor: int = 2
     steps_ceiling: int = 4
+    pipeline: Pipeline = "latency"
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= STEPS_MAX:
@@ -154,6 +158,13 @@ class Settings:
             raise ConfigError(
                 f"steps are {self.steps_floor} to {self.steps_ceiling}, expected 1 or more to {STEPS_MAX} or less, "
                 "floor before ceiling"
+            )
+        if self.pipeline not in ("latency", "throughput"):
+            raise ConfigError(f"pipeline is {self.pipeline!r}, expected latency or throughput")
+        if self.pipeline == "throughput" and self.temporal == "warm":
+            raise ConfigError(
+                "temporal is warm and pipeline is throughput, where no frame is finished when the next begins: use "
+                "--temporal noise or --pipeline latency"
             )
 
 

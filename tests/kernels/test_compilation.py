@@ -55,6 +55,7 @@ KERNELS = [
             "p_out": "LATENT",
             "p_x0": "LATENT",
             "count": "i32",
+            "columns": "i32",
         },
         {"READ_EXTRA": True, "WRITE_X0": True, "BLOCK": 1024},
     ),
