@@ -16,7 +16,17 @@ import typer
 from typer.core import TyperGroup
 
 from instantvision.integrations.forms import SINK_FORMS, SOURCE_FORMS
-from instantvision.pipeline.config import Fit, LiveConfig, Mix, Settings, Size, Solver, Spacing, Temporal
+from instantvision.pipeline.config import (
+    Fit,
+    LiveConfig,
+    Mix,
+    Pipeline,
+    Settings,
+    Size,
+    Solver,
+    Spacing,
+    Temporal,
+)
 from instantvision.pipeline.control import FADE_S, Show
 from instantvision.pipeline.errors import InstantVisionError
 from instantvision.pipeline.presets import settings_for
@@ -87,6 +97,12 @@ SolverOption = Annotated[
 FloorOption = Annotated[int, typer.Option(help="With warm: the fewest steps of a frame that moved.")]
 CeilingOption = Annotated[
     int, typer.Option(help="With warm and full: the most steps of a frame that is no cut.")
+]
+PipelineOption = Annotated[
+    Pipeline,
+    typer.Option(
+        help="Finish each frame before the next, or have one on its way for each step: more, but later."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable data on stdout.")]
 SIZE_HELP = "N or WxH in pixels, multiples of 16."
@@ -164,6 +180,7 @@ def render(
     steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
     spacing: SpacingOption = DEFAULTS.spacing,
     solver: SolverOption = DEFAULTS.solver,
+    pipeline: PipelineOption = DEFAULTS.pipeline,
     max_frames: Annotated[int | None, typer.Option(help="Stop after so many.", show_default="all")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -177,6 +194,7 @@ def render(
         steps_ceiling=steps_ceiling,
         spacing=spacing,
         solver=solver,
+        pipeline=pipeline,
     )
     from instantvision.pipeline.render import RenderJob
     from instantvision.pipeline.render import render as render_job
@@ -206,6 +224,7 @@ def run(
     steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
     spacing: SpacingOption = DEFAULTS.spacing,
     solver: SolverOption = DEFAULTS.solver,
+    pipeline: PipelineOption = DEFAULTS.pipeline,
     duration: Annotated[float | None, typer.Option(help="Seconds.", show_default="until Ctrl-C")] = None,
     fit: Annotated[
         Fit, typer.Option(help="Fill the size and crop, or show all between bars.")
@@ -241,6 +260,7 @@ def run(
         steps_ceiling=steps_ceiling,
         spacing=spacing,
         solver=solver,
+        pipeline=pipeline,
     )
     config = LiveConfig(fps=fps, duration_s=duration)
     wanted = FrontEnds(port=control_port if control else None, obs=obs, scenes=parse_scenes(scene or []))
@@ -276,6 +296,7 @@ def bench(
     steps: StepsOption = DEFAULTS.steps,
     spacing: SpacingOption = DEFAULTS.spacing,
     solver: SolverOption = DEFAULTS.solver,
+    pipeline: PipelineOption = DEFAULTS.pipeline,
     frames: Annotated[
         int | None, typer.Option(min=2, help="Of each measurement.", show_default=str(BENCH_FRAMES))
     ] = None,
@@ -286,7 +307,7 @@ def bench(
 ) -> None:
     """Measure how long a frame takes, stage by stage, and what it costs."""
     settings = settings_for(Mix.parse(preset), size=_size(size), steps=steps)
-    settings = dataclasses.replace(settings, spacing=spacing, solver=solver)
+    settings = dataclasses.replace(settings, spacing=spacing, solver=solver, pipeline=pipeline)
     from instantvision.pipeline import bench as bench_module
     from instantvision.pipeline import bench_report
     from instantvision.pipeline.report import bench_table, progress_bar

@@ -108,7 +108,11 @@ class Grey:
     def __init__(self, value: int) -> None:
         self.device_ms: float | None = 0.0
         self.steps = 0
+        self.delay: int | None = 0
         self._value = value
+
+    def wait(self) -> None:
+        """It is finished already."""
 
     def result(self) -> Pixels:
         return np.full((SIZE.height, SIZE.width, 3), self._value, np.uint8)

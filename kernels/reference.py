@@ -98,7 +98,7 @@ def denoise_step(
         prediction: of the denoiser, noise, velocity or clean latents, [B, C, h, w].
         noisy: latents at this step's timestep, shape and dtype of `prediction`.
         coefficients: a, b, c, d, and e with `extra`: float32 [4] or [5] on the same device, a row of
-            `schedule.step_coefficients` or of a table in `solvers`.
+            `schedule.step_coefficients` or of a table in `solvers`; or a row for each picture, [B, 4] or [B, 5].
         extra: what a row of five also mixes in, like `noisy`.
         out: shape, dtype and memory format of `noisy`; may be `noisy` itself.
         x0_out: likewise, or `extra` itself; the clean latents of this step are written there when it is given.
@@ -111,14 +111,13 @@ def denoise_step(
 
     Source: Song et al. 2021 (arXiv 2010.02502), eq. 12 with sigma = 0.
     """
-    check_latents(noisy, prediction, coefficients, 4 if extra is None else 5)
+    check_step(noisy, prediction, coefficients, extra)
     out = torch.empty_like(noisy) if out is None else out
-    a, b, c, d = coefficients[:4]
+    a, b, c, d, *e = (column.view(-1, 1, 1, 1) for column in coefficients.unbind(-1))
     x0 = a * noisy.float() + b * prediction.float()
     following = c * x0 + d * noisy.float()
     if extra is not None:
-        check_latents(noisy, extra, coefficients, 5)
-        following += coefficients[4] * extra.float()
+        following += e[0] * extra.float()
     if x0_out is not None:
         x0_out.copy_(x0)
     return out.copy_(following)
@@ -159,6 +158,15 @@ def check_latents(like: Tensor, other: Tensor, coefficients: Tensor, count: int)
         raise ValueError(f"latents are {_form(like)} and {_form(other)}, expected one form")
     if coefficients.shape != (count,) or coefficients.dtype != torch.float32:
         raise ValueError(f"coefficients are {_form(coefficients)}, expected float32[{count}]")
+
+
+def check_step(noisy: Tensor, prediction: Tensor, coefficients: Tensor, extra: Tensor | None) -> None:
+    """Check the arguments of `denoise_step`."""
+    each = coefficients
+    if coefficients.dim() == 2 and len(coefficients) == len(noisy) and coefficients.is_contiguous():
+        each = coefficients[0]
+    for other in (prediction,) if extra is None else (prediction, extra):
+        check_latents(noisy, other, each, 4 if extra is None else 5)
 
 
 def _form(tensor: Tensor) -> str:

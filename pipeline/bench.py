@@ -16,7 +16,7 @@ import torch
 from instantvision.pipeline.config import Settings
 from instantvision.pipeline.engine import Engine
 from instantvision.pipeline.fitting import fit
-from instantvision.pipeline.frame_inputs import frame_inputs
+from instantvision.pipeline.frame_inputs import Belt, frame_inputs
 from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.frames import Pixels
 from instantvision.pipeline.graphs import Streams, capture
@@ -53,11 +53,12 @@ class BenchReport:
     """One measurement.
 
     Args:
-        size, steps, strength, spacing, solver: of the frames.
+        size, steps, strength, spacing, solver, pipeline: of the frames.
         frames: measured, each of `input` size.
         stages_ms: by name, in order, each measured by itself; on a GPU as CUDA graphs, by the GPU's clock, where their
-            sum may differ a little from device_ms. `fit` runs on the CPU.
-        latency_ms: submit to result, one frame at a time.
+            sum may differ a little from device_ms. `fit` runs on the CPU. With throughput `denoise` is one evaluation,
+            of as many frames as there are steps.
+        latency_ms: submit to result, one frame at a time; with throughput, the others on their way included.
         period_ms: from one finished frame to the next with two on their way.
         device_ms: time the device spent on each frame of that second run.
         fps: sustained in that run.
@@ -71,6 +72,7 @@ class BenchReport:
     strength: float
     spacing: str
     solver: str
+    pipeline: str
     frames: int
     input: str
     stages_ms: dict[str, Spread]
@@ -139,6 +141,7 @@ def run(
         strength=settings.strength,
         spacing=settings.spacing,
         solver=settings.solver,
+        pipeline=settings.pipeline,
         frames=frames,
         input=f"{CAMERA[0]}x{CAMERA[1]}",
         stages_ms=measure_stages(model, settings, pictures, frames),
@@ -258,6 +261,14 @@ def _stage_calls(
     source = frame_pass.encode(folded)
     output = frame_pass.decode(source)
 
+    belt = Belt(frame_pass.model, settings, inputs.steps) if inputs.steps else None
+
+    def denoise() -> None:
+        if belt and settings.pipeline == "throughput":
+            frame_pass.advance(source, inputs, belt)
+        else:
+            frame_pass.denoise(source, inputs)
+
     def upload() -> None:
         pixels.copy_(host_in, non_blocking=True)
         frame_pass.unpack(pixels, mirror=settings.mirror)
@@ -268,7 +279,7 @@ def _stage_calls(
     return {
         "upload": upload,
         "encode": lambda: frame_pass.encode(folded),
-        "denoise": lambda: frame_pass.denoise(source, inputs),
+        "denoise": denoise,
         "decode": lambda: frame_pass.decode(source),
         "download": download,
     }

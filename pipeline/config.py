@@ -18,6 +18,7 @@ FPS_MAX = 240.0
 
 Fit = Literal["cover", "letterbox"]
 Temporal = Literal["off", "noise", "warm", "full"]
+Pipeline = Literal["latency", "throughput"]
 Spacing = Literal["log-snr", "uniform", "karras", "trailing"]
 Solver = Literal["ddim", "2m", "lcm", "tcd"]
 
@@ -132,6 +133,8 @@ class Settings:
             noisy end of equal parts (trailing), as distilled models want it.
         solver: how a step is made: first order (ddim), second order from 3 steps on (2m), or as latent (lcm) and
             trajectory (tcd) consistency models are distilled for.
+        pipeline: finish each frame before the next (latency), or advance as many frames as there are steps by one step
+            at a time, all in one evaluation (throughput): more pictures a second, each steps - 1 pictures later.
     """
 
     mix: Mix = field(default_factory=lambda: Mix((("oil", 1.0),)))
@@ -147,6 +150,7 @@ class Settings:
     steps_ceiling: int = 4
     spacing: Spacing = "log-snr"
     solver: Solver = "ddim"
+    pipeline: Pipeline = "latency"
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= STEPS_MAX:
@@ -166,6 +170,18 @@ class Settings:
             raise ConfigError(
                 f"steps are {self.steps_floor} to {self.steps_ceiling}, expected 1 or more to {STEPS_MAX} or less, "
                 "floor before ceiling"
+            )
+        if self.pipeline not in ("latency", "throughput"):
+            raise ConfigError(f"pipeline is {self.pipeline!r}, expected latency or throughput")
+        if self.pipeline == "throughput" and self.temporal in ("warm", "full"):
+            raise ConfigError(
+                f"temporal is {self.temporal} and pipeline is throughput, where no frame is finished when the next "
+                "begins: use --temporal noise or --pipeline latency"
+            )
+        if self.pipeline == "throughput" and self.solver != "ddim":
+            raise ConfigError(
+                f"solver is {self.solver} and pipeline is throughput, whose steps are all made alike: use "
+                "--solver ddim or --pipeline latency"
             )
 
     def _check_schedule(self) -> None:

@@ -7,15 +7,15 @@ import logging
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from instantvision.pipeline.config import SIZE_MIN_PX, SIZE_MULTIPLE_PX, Settings, Size
+from instantvision.pipeline.config import SIZE_MIN_PX, SIZE_MULTIPLE_PX, Pipeline, Settings, Size
 from instantvision.pipeline.errors import EngineError
 from instantvision.pipeline.fitting import fit
-from instantvision.pipeline.frame_inputs import FrameInputs, LatentMemory
+from instantvision.pipeline.frame_inputs import Belt, FrameInputs, LatentMemory
 from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.frames import Pixels
 from instantvision.pipeline.graphs import RecordedFrame, Streams, Variant
@@ -25,8 +25,15 @@ from instantvision.pipeline.temporal import Plan, Work
 
 log = logging.getLogger(__name__)
 
-# Size, mirror, whether deep features are kept, and of each variant the shapes of all inputs.
-GraphKey: TypeAlias = tuple[Size, bool, bool, tuple[tuple[Variant, tuple[torch.Size, ...]], ...]]
+# Size, mirror, pipeline, whether deep features are kept, and of each variant the shapes of all inputs.
+GraphKey: TypeAlias = tuple[Size, bool, Pipeline, bool, tuple[tuple[Variant, tuple[torch.Size, ...]], ...]]
+
+
+class Recorded(NamedTuple):
+    """The graphs of one key, and the belt that they work on, if there is one."""
+
+    frame: RecordedFrame
+    belt: Belt | None
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Wanted:
     inputs: dict[Variant, FrameInputs]
     desk: Desk
     settings: Settings
-    recorded: Future[RecordedFrame | None]
+    recorded: Future[Recorded | None]
 
 
 class CudaRunner:
@@ -50,7 +57,8 @@ class CudaRunner:
         self._model, self._graphs_kept = model, options.graphs_kept
         self._frame_pass = FramePass(model)
         self._streams = Streams(model.device)
-        self._recorded: OrderedDict[GraphKey, RecordedFrame] = OrderedDict()
+        self._recorded: OrderedDict[GraphKey, Recorded] = OrderedDict()
+        self._in_use: GraphKey | None = None
         self._count = 0
         self._recorder = ThreadPoolExecutor(1, "recorder") if options.in_background else None
         self._wanted: Wanted | None = None
@@ -74,7 +82,7 @@ class CudaRunner:
             desk = Desk(self._model, settings)
             inputs = _variants(desk, settings)
         shapes = tuple((variant, each.shapes) for variant, each in inputs.items())
-        key = (settings.size, settings.mirror, settings.temporal == "full", shapes)
+        key = (settings.size, settings.mirror, settings.pipeline, settings.temporal == "full", shapes)
         if key in self._recorded:
             self._wanted = None
             self._switch(key, inputs, desk, settings)
@@ -94,11 +102,17 @@ class CudaRunner:
     ) -> None:
         """Use recorded graphs from the next frame on."""
         self._recorded.move_to_end(key)
-        self._current, self._desk, self._settings = self._recorded[key], desk, settings
-        with torch.cuda.stream(self._streams.compute):
-            for variant, values in inputs.items():
-                self._current.write(variant, values)
+        self._current, self._belt = self._recorded[key]
+        self._desk, self._settings = desk, settings
         self._generator = torch.Generator(self._model.device).manual_seed(settings.seed)
+        resumed, self._in_use = self._in_use != key, key
+        with torch.cuda.stream(self._streams.compute):
+            if self._belt is None:
+                for variant, values in inputs.items():
+                    self._current.write(variant, values)
+            elif resumed:
+                # Frames of before some other settings were in use; what those to come need enters with them.
+                self._belt.restart()
 
     def _adopt(self) -> None:
         """Switch to the graphs that were recorded in the background, if they are ready."""
@@ -127,7 +141,7 @@ class CudaRunner:
         with torch.cuda.stream(self._streams.compute):
             inputs = desk.course.inputs(plan)
             variant = Variant(inputs.steps, plan.warm, plan.whole)
-            self._current.write(variant, inputs)
+            delay = self._write(variant, inputs)
             if desk.fresh_noise:
                 self._current.inputs[variant].freshen(self._generator)
         self._current.launch(slot, variant)
@@ -138,13 +152,20 @@ class CudaRunner:
             desk.measured(plan, slot.host_numbers.tolist())
             return finished
 
-        return desk.painted(Pending(finish, inputs.steps))
+        return desk.painted(Pending(finish, inputs.steps, delay))
+
+    def _write(self, variant: Variant, inputs: FrameInputs) -> int | None:
+        """Bring in what a frame needs; how many frames ago the one that comes out went in, None: none comes out."""
+        if self._belt:
+            return self._belt.enter(inputs, self._current.inputs[variant])
+        self._current.write(variant, inputs)
+        return 0
 
     def close(self) -> None:
         if self._recorder is not None:
             self._recorder.shutdown(cancel_futures=True)
         self._wanted = None
-        del self._current
+        del self._current, self._belt
         self._forget_graphs(keep=0)
 
     def _record(
@@ -166,16 +187,18 @@ class CudaRunner:
     @torch.inference_mode()
     def _try_recording(
         self, inputs: dict[Variant, FrameInputs], desk: Desk, settings: Settings
-    ) -> RecordedFrame | None:
+    ) -> Recorded | None:
         """None if memory does not suffice; what the try had taken is free again then."""
         self._streams.recording.wait_stream(self._streams.compute)
         try:
             # Its graphs write to it while they are recorded: the first frame after that starts from nothing.
             memory = LatentMemory.empty(self._model, settings) if desk.remembers else None
+            steps = desk.course.full.steps
+            belt = Belt(self._model, settings, steps) if desk.throughput else None
 
             def call(pixels: Tensor, static: FrameInputs, out: Tensor, warm: bool) -> Tensor:
                 return self._frame_pass(
-                    pixels, static, mirror=settings.mirror, memory=memory, warm=warm, out=out
+                    pixels, static, mirror=settings.mirror, memory=memory, warm=warm, belt=belt, out=out
                 )
 
             numbers = memory.numbers if memory else None
@@ -185,7 +208,7 @@ class CudaRunner:
                 raise
             return None
         self._streams.recording.synchronize()
-        return recorded
+        return Recorded(recorded, belt)
 
     def _forget_graphs(self, *, keep: int) -> None:
         """Drop the graphs that were used longest ago, and give their memory back. The newest is the one in use."""

@@ -60,6 +60,8 @@ class Engine:
     def submit(self, pixels: Pixels) -> Pending:
         """Start a frame; waits for the oldest if two are on their way.
 
+        With `pipeline` throughput the result is the picture of a frame submitted before, see Pending.delay.
+
         Args:
             pixels: RGB uint8 [H, W, 3] of any size, fitted to `settings.size`; may be reused after the call.
 
@@ -69,14 +71,17 @@ class Engine:
         """
         runner = self._open_runner()
         if len(self._in_flight) >= IN_FLIGHT_MAX:
-            self._in_flight.popleft().result()
+            self._in_flight.popleft().wait()
         pending = runner.submit(pixels)
         self._in_flight.append(pending)
         return pending
 
     def stylise(self, pixels: Pixels) -> Pixels:
-        """Submit a frame and wait for it."""
-        return self.submit(pixels).result()
+        """Submit a frame and wait for it; with throughput it is submitted again until it comes out."""
+        pending, submitted = self.submit(pixels), 1
+        while pending.delay is None or pending.delay >= submitted:
+            pending, submitted = self.submit(pixels), submitted + 1
+        return pending.result()
 
     def close(self) -> None:
         """Finish the frames on their way and release the device's memory; may be called twice."""
@@ -85,7 +90,7 @@ class Engine:
             return
         try:
             while self._in_flight:
-                self._in_flight.popleft().result()
+                self._in_flight.popleft().wait()
         finally:
             runner.close()
 

@@ -3,6 +3,7 @@
 Knows nothing of how the arithmetic runs (frame_pass.py) or of who decides on the work (temporal.py).
 """
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -86,6 +87,15 @@ class FrameInputs:
         """Take over the values of inputs of equal shapes, slots and whole step."""
         for mine, new in zip(self._tensors(), other._tensors(), strict=True):
             mine.copy_(new)
+
+    def copy_step_(self, other: "FrameInputs", step: int) -> None:
+        """Take over what a frame needs at one step; what it needs at its start with the first."""
+        pairs = [*zip(self.prepared, other.prepared, strict=True), (self.coefficients, other.coefficients)]
+        for mine, new in pairs:
+            mine[step].copy_(new[step])
+        if step == 0:
+            self.noise.copy_(other.noise)
+            self.start.copy_(other.start)
 
     def _tensors(self) -> tuple[Tensor, ...]:
         return (*self.prepared, *(getattr(self, name) for name in TENSORS))
@@ -264,6 +274,57 @@ class LatentMemory:
             for _ in range(2)
         )
         return cls(source, stylised, torch.zeros(settings.steps_ceiling, device=model.device))
+
+
+class Belt:
+    """Frames on their way at once, one at each step: the newest at the first, the oldest at the last.
+
+    Each is made with the inputs that it came with, whatever the settings have become meanwhile.
+
+    Args:
+        model: of the frames.
+        settings: their size.
+        steps: how many frames, at least 1.
+    """
+
+    def __init__(self, model: LatentModel, settings: Settings, steps: int) -> None:
+        _, *shape = _latent_shape(model, settings)
+        self.sources, self.latents = (
+            torch.zeros((steps, *shape), dtype=model.dtype, device=model.device).contiguous(
+                memory_format=torch.channels_last
+            )
+            for _ in range(2)
+        )
+        """The pictures' latents and, at the last, the clean latents of the frame that came out, [S, C, h, w]."""
+        self._entered: deque[FrameInputs] = deque(maxlen=steps)
+        self._written: list[FrameInputs | None] = [None] * steps
+
+    def restart(self) -> None:
+        """Forget the frames on their way; call it where the device's work is queued."""
+        # Whatever is left there must be numbers: a kernel may read a neighbour's values and weigh them with zero.
+        self.sources.zero_()
+        self.latents.zero_()
+        self._entered.clear()
+        self._written = [None] * len(self._written)
+
+    def enter(self, inputs: FrameInputs, static: FrameInputs) -> int | None:
+        """Let a frame in, at the end of the belt one out.
+
+        Args:
+            inputs: of the new frame.
+            static: what the next pass reads; each step's share becomes that of the frame which is at that step. Its
+                memory stays, and nothing is copied while all frames have the same inputs.
+
+        Returns:
+            How many frames ago the one that comes out went in; None while the belt is filling.
+        """
+        self._entered.appendleft(inputs)
+        for step, its_own in enumerate(self._entered):
+            if self._written[step] is not its_own:
+                static.copy_step_(its_own, step)
+                self._written[step] = its_own
+        count = len(self._written)
+        return count - 1 if len(self._entered) == count else None
 
 
 def noise_fields(model: LatentModel, settings: Settings, count: int) -> Tensor:

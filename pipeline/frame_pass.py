@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from instantvision import kernels
-from instantvision.pipeline.frame_inputs import FrameInputs, LatentMemory
+from instantvision.pipeline.frame_inputs import Belt, FrameInputs, LatentMemory
 from instantvision.pipeline.model import LatentModel, ReusableModel
 from instantvision.pipeline.sampler import Predict, denoise
 
@@ -34,6 +34,7 @@ class FramePass:
         mirror: bool,
         memory: LatentMemory | None = None,
         warm: bool = False,
+        belt: Belt | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
         """Stylise a picture.
@@ -44,12 +45,15 @@ class FramePass:
             mirror: flip left and right.
             memory: of the frame before, brought up to this one; None takes nothing over.
             warm: start from the frame before, and keep what it had where nothing moved; needs `memory`.
+            belt: let the picture in there, and give the one that comes out; its inputs are `inputs`.
             out: where to write, like `pixels`.
 
         Returns:
             uint8 RGB [H, W, 3].
         """
         source = self.encode(self.unpack(pixels, mirror=mirror))
+        if belt is not None:
+            return self.pack(self.decode(self.advance(source, inputs, belt)), out=out)
         if memory is None or not inputs.steps:
             return self.pack(self.decode(self.denoise(source, inputs)), out=out)
         gate = self._take_in(source, inputs, memory)
@@ -76,6 +80,17 @@ class FramePass:
         noises = inputs.noises.split(1) if len(inputs.noises) else None
         predict = self._predictor(source, inputs, memory)
         return denoise(predict, noisy, inputs.coefficients, self._step_ops, noises)
+
+    def advance(self, source: Tensor, inputs: FrameInputs, belt: Belt) -> Tensor:
+        """Let a picture's latents in and take all frames on the belt one step on; clean latents of the oldest."""
+        source = source.contiguous(memory_format=torch.channels_last)
+        entering = self._step_ops.add_noise(source, inputs.noise, inputs.start)
+        # Joined in memory of their own, since every frame moves to where the next one still is.
+        noisy = _pushed(entering, belt.latents)
+        belt.sources.copy_(_pushed(source, belt.sources))
+        prediction = self.model.predict_prepared(noisy, belt.sources, inputs.prepared)
+        self._step_ops.denoise_step(prediction, noisy, inputs.coefficients, out=belt.latents)
+        return belt.latents[-1:]
 
     def _predictor(self, source: Tensor, inputs: FrameInputs, memory: LatentMemory | None) -> Predict:
         model = self.model
@@ -146,3 +161,8 @@ class FramePass:
     def pack(self, output: Tensor, *, out: Tensor | None = None) -> Tensor:
         """The decoder's output to bytes, [H, W, 3]."""
         return self._frame_ops.output_to_pixels(output, fold=self.model.fold, bgr=False, out=out)
+
+
+def _pushed(first: Tensor, row: Tensor) -> Tensor:
+    """A new row of latents that begins with `first`, and whose last has fallen off."""
+    return torch.cat([first, row[:-1]]).contiguous(memory_format=torch.channels_last)

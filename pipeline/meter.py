@@ -173,7 +173,7 @@ class LiveStats:
         fps_out, fps_engine, fps_source: of the whole run, each from its first picture to its last.
         latency_ms: from capture to the end of Sink.send, of fresh pictures. Percentiles to 1 %, like the next two.
         engine_device_ms: of the engine's device per picture, as far as it tells.
-        engine_call_ms: from Engine.submit to the result, waiting included.
+        engine_call_ms: from a picture's Engine.submit to its result, waiting included.
         mean_steps: evaluations of the denoiser per picture the engine finished.
         recent: the last seconds.
         threads_left: threads that had not ended when run_live returned.

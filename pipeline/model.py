@@ -15,7 +15,7 @@ from instantvision.pipeline.config import Mix, Size
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 # Everything the denoiser needs besides latents, one row a step: each tensor is [S, ...]. Opaque to the engine, which
-# keeps them in static buffers and hands the rows of one step, each [1, ...], back to predict_prepared.
+# keeps them in static buffers and hands the rows of one step, each [1, ...], or of all, back to predict_prepared.
 Prepared: TypeAlias = tuple[Tensor, ...]
 
 # What an evaluation found in the deep part of its network, for evaluations that leave that part out. Opaque to the
@@ -84,12 +84,13 @@ class LatentModel(Protocol):
         """One evaluation of the denoiser.
 
         Args:
-            noisy: latents at this step's timestep, [1, C, h, w].
+            noisy: latents at this step's timestep, [1, C, h, w]; or of several frames, each at a step of its own,
+                [B, C, h, w].
             source: latents of the camera picture, likewise.
-            prepared: this step's rows of `prepare`, each [1, ...].
+            prepared: this step's rows of `prepare`, each [1, ...]; or each frame's, [B, ...].
 
         Returns:
-            The prediction, [1, C, h, w].
+            The prediction, like `noisy`.
         """
 
 

@@ -72,6 +72,7 @@ class RenderSummary:
     steps: int
     mean_steps: float
     temporal: str
+    pipeline: str
     strength: float
     seed: int
     device: str
@@ -142,7 +143,8 @@ def _render_picture(job: RenderJob, on_progress: Progress, now_s: Callable[[], f
     height, width = pixels.shape[:2]
     with started_engine(job.settings, _size_on(job, width, height)) as (engine, device):
         started_s = now_s()
-        pending = engine.submit(pixels)
+        still = ClipFrame(pixels=pixels, index=0, pts_s=Fraction(0))
+        pending, _ = next(stylise_in_order(engine, [still]))
         pictures.write_picture(job.output, pending.result())
         on_progress(1, 1)
         work = Work(
@@ -183,19 +185,25 @@ def _frame_total(frame_count: int | None, max_frames: int | None) -> int | None:
 
 def stylise_in_order(engine: "Engine", frames: Iterable[ClipFrame]) -> Iterator[tuple["Pending", ClipFrame]]:
     """Stylise frames in their order, each finished, keeping the engine busy with the next while one is fetched."""
-    waiting: deque[tuple[Pending, ClipFrame]] = deque()
+    entered: deque[ClipFrame] = deque()
+    waiting: deque[Pending] = deque()
     for frame in frames:
-        waiting.append((engine.submit(frame.pixels), frame))
+        entered.append(frame)
+        waiting.append(engine.submit(frame.pixels))
         if len(waiting) == FRAMES_IN_FLIGHT:
-            yield _fetch(waiting)
-    while waiting:
-        yield _fetch(waiting)
+            yield from _fetch(waiting, entered)
+    while entered:
+        # With throughput the last ones come out while others, whose result nobody wants, come in behind them.
+        if sum(pending.delay is not None for pending in waiting) < len(entered):
+            waiting.append(engine.submit(entered[-1].pixels))
+        yield from _fetch(waiting, entered)
 
 
-def _fetch(waiting: "deque[tuple[Pending, ClipFrame]]") -> tuple["Pending", ClipFrame]:
-    pending, frame = waiting.popleft()
-    pending.result()
-    return pending, frame
+def _fetch(waiting: "deque[Pending]", entered: deque[ClipFrame]) -> Iterator[tuple["Pending", ClipFrame]]:
+    pending = waiting.popleft()
+    pending.wait()
+    if pending.delay is not None:
+        yield pending, entered.popleft()
 
 
 def _summary(job: RenderJob, settings: Settings, work: Work) -> RenderSummary:
@@ -210,6 +218,7 @@ def _summary(job: RenderJob, settings: Settings, work: Work) -> RenderSummary:
         steps=settings.steps,
         mean_steps=round(work.steps / max(work.frames, 1), 2),
         temporal=settings.temporal,
+        pipeline=settings.pipeline,
         strength=settings.strength,
         seed=settings.seed,
         device=work.device,

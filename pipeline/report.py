@@ -44,7 +44,7 @@ def bench_table(report: "BenchReport") -> str:
     machine = report.machine
     whole = {"latency": report.latency_ms, "device": report.device_ms, "period": report.period_ms}
     lines = [
-        f"{report.size}, {report.steps} steps, {report.frames} frames of {report.input}",
+        f"{report.size}, {report.steps} steps, {report.pipeline}, {report.frames} frames of {report.input}",
         f"{machine.device}, torch {machine.torch}, {machine.kernels}",
         f"{'ms':12}{'p50':>9}{'p95':>9}{'p99':>9}",
     ]

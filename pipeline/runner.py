@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from instantvision.pipeline.config import Settings
-from instantvision.pipeline.errors import ConfigError
+from instantvision.pipeline.errors import ConfigError, EngineError
 from instantvision.pipeline.fitting import fit
-from instantvision.pipeline.frame_inputs import Course, LatentMemory
+from instantvision.pipeline.frame_inputs import Belt, Course, FrameInputs, LatentMemory
 from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.frames import Pixels
 from instantvision.pipeline.model import LatentModel, ReusableModel
@@ -48,15 +48,33 @@ class Pending:
     Args:
         finish: waits for the frame and gives its pixels and device time in ms.
         steps: evaluations of the denoiser.
+        delay: how many frames ago the picture went in; None if no picture comes out.
     """
 
-    def __init__(self, finish: Callable[[], tuple[Pixels, float]], steps: int = 0) -> None:
-        self._finish = finish
+    def __init__(
+        self, finish: Callable[[], tuple[Pixels, float]], steps: int = 0, delay: int | None = 0
+    ) -> None:
+        self._finish: Callable[[], tuple[Pixels, float]] | None = finish
+        self.delay = delay
+        """The result shows what was submitted so many frames before this: 0 but with throughput, where it is one less
+        than the steps, or None while the first frames are on their way and there is no result."""
         self.steps = steps
         """Evaluations of the denoiser for this frame; 0 for one that shows the picture before again."""
         self._pixels: Pixels | None = None
         self.device_ms: float | None = None
         """Time the device spent on this frame, after `result`; on a CPU the time `submit` took."""
+
+    def wait(self) -> None:
+        """Wait until the device is done, whether or not a picture comes out.
+
+        Raises:
+            EngineError: the device failed.
+        """
+        if self._finish is not None:
+            pixels, self.device_ms = self._finish()
+            self._pixels = None if self.delay is None else pixels
+            # Lets go of the buffers.
+            self._finish = None
 
     def result(self) -> Pixels:
         """Wait for the frame; the same array at every call.
@@ -65,12 +83,11 @@ class Pending:
             RGB uint8 [size.height, size.width, 3], the caller's own.
 
         Raises:
-            EngineError: the device failed.
+            EngineError: the device failed, or `delay` is None.
         """
+        self.wait()
         if self._pixels is None:
-            self._pixels, self.device_ms = self._finish()
-            # Lets go of the buffers.
-            del self._finish
+            raise EngineError("no picture is finished yet: submit as many frames as there are steps")
         return self._pixels
 
 
@@ -111,6 +128,8 @@ class Desk:
         self._planner = Planner(settings, self.course.steps) if remembers else None
         self._settings = settings
         self._painted: Pending | None = None
+        self.throughput = settings.pipeline == "throughput" and self.course.full.steps > 0
+        """Whether several frames are on their way at once, each at another step."""
 
     @property
     def remembers(self) -> bool:
@@ -168,6 +187,8 @@ class CpuRunner:
 
     def __init__(self, model: LatentModel, settings: Settings) -> None:
         self._model, self._frame_pass = model, FramePass(model)
+        self._belt: Belt | None = None
+        self._static: FrameInputs | None = None
         self._begin(settings)
 
     @torch.inference_mode()
@@ -181,6 +202,7 @@ class CpuRunner:
     def _begin(self, settings: Settings) -> None:
         self._desk = Desk(self._model, settings)
         self._memory = LatentMemory.empty(self._model, settings) if self._desk.remembers else None
+        self._load_belt(settings)
         self._generator = torch.Generator().manual_seed(settings.seed)
         self._settings = settings
 
@@ -194,6 +216,9 @@ class CpuRunner:
         if plan.work is Work.REPEAT:
             return desk.repeat()
         inputs = desk.course.inputs(plan)
+        delay: int | None = 0
+        if self._belt and self._static:
+            delay, inputs = self._belt.enter(inputs, self._static), self._static
         if desk.fresh_noise:
             inputs.freshen(self._generator)
         stylised = self._frame_pass(
@@ -202,11 +227,20 @@ class CpuRunner:
             mirror=self._settings.mirror,
             memory=self._memory,
             warm=plan.warm,
+            belt=self._belt,
         )
         if self._memory:
             desk.measured(plan, self._memory.numbers.tolist())
         device_ms = (time.perf_counter() - started_s) * 1e3
-        return desk.painted(Pending(lambda: (stylised.numpy(), device_ms), inputs.steps))
+        return desk.painted(Pending(lambda: (stylised.numpy(), device_ms), inputs.steps, delay))
+
+    def _load_belt(self, settings: Settings) -> None:
+        """Let the frames on their way go on, if those to come are of their form."""
+        full, shapes = self._desk.course.full, self._static.shapes if self._static else None
+        if not self._desk.throughput:
+            self._belt, self._static = None, None
+        elif full.shapes != shapes:
+            self._belt, self._static = Belt(self._model, settings, full.steps), full.clone()
 
     def close(self) -> None:
         """There is nothing to release: memory goes with the runner."""

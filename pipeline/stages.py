@@ -11,6 +11,7 @@ of them sets it, and is raised again in the thread that called run_live.
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ import numpy as np
 
 from instantvision.integrations.base import EndOfSource, Sink, Source
 from instantvision.integrations.clock import SYSTEM_CLOCK, Clock
-from instantvision.pipeline.config import LiveConfig, Settings, Size
+from instantvision.pipeline.config import STEPS_MAX, LiveConfig, Settings, Size
 from instantvision.pipeline.control import Control, Show
 from instantvision.pipeline.errors import ConfigError, EngineError
 from instantvision.pipeline.fitting import fit
@@ -51,6 +52,13 @@ class Pending(Protocol):
     @property
     def steps(self) -> int:
         """Evaluations of the denoiser."""
+
+    @property
+    def delay(self) -> int | None:
+        """How many submits ago the picture went in; None if no picture comes out."""
+
+    def wait(self) -> None:
+        """Wait until the device is done with it."""
 
     def result(self) -> Pixels:
         """The picture, freshly allocated; waits for it."""
@@ -141,7 +149,7 @@ class _Run:
     def __init__(self, parts: LiveParts, size: Size, config: LiveConfig, stop: threading.Event) -> None:
         self._parts, self._size, self._config, self._stop = parts, size, config, stop
         self._wires = _Wires(stop=stop, clock=parts.clock)
-        self._engine = _EngineStage(parts, size, self._wires)
+        self._engine = _EngineStage(parts, size, config.stale_s, self._wires)
         self._playout = Playout(parts.sink, size, config, self._wires.meter, parts.clock, parts.control)
         self._capture = _Capture(
             parts.source, self._wires, _Bypass(parts.control, size, self._playout.camera)
@@ -266,21 +274,30 @@ class _Bypass:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _InFlight:
-    """A picture the engine is working on."""
+class _Submitted:
+    """A picture that the engine was given."""
 
     raw: Frame
+    at_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _InFlight:
+    """What the engine is working on; `shows` is the picture that comes out, or None."""
+
     pending: Pending
-    submitted_s: float
+    shows: _Submitted | None
     submit_s: float
 
 
 class _EngineStage:
     """First slot to second slot."""
 
-    def __init__(self, parts: LiveParts, size: Size, wires: _Wires) -> None:
+    def __init__(self, parts: LiveParts, size: Size, stale_s: float, wires: _Wires) -> None:
         self._make_engine, self._control, self._preview = parts.make_engine, parts.control, parts.preview
-        self._size, self._wires = size, wires
+        self._size, self._stale_s, self._wires = size, stale_s, wires
+        # Newest first; an engine has at most a frame on its way for each step.
+        self._submitted: deque[_Submitted] = deque(maxlen=STEPS_MAX)
         self._asked: Settings | None = None
         self._dropped_while_loading = 0
         self.settings: Settings | None = None
@@ -359,22 +376,30 @@ class _EngineStage:
         self.settings = engine.settings
 
     def _submit(self, engine: FrameEngine, raw: Frame) -> _InFlight:
-        submitted_s = self._wires.clock.now_s()
+        submitted, at_s = self._submitted, self._wires.clock.now_s()
+        if submitted and at_s - submitted[0].at_s > self._stale_s:
+            # What is on its way from before a pause would be shown as if it were now.
+            submitted.clear()
+        submitted.appendleft(_Submitted(raw=raw, at_s=at_s))
         pending = engine.submit(raw.pixels)
-        submit_s = self._wires.clock.now_s() - submitted_s
-        return _InFlight(raw=raw, pending=pending, submitted_s=submitted_s, submit_s=submit_s)
+        delay = pending.delay
+        shows = submitted[delay] if delay is not None and delay < len(submitted) else None
+        return _InFlight(pending=pending, shows=shows, submit_s=self._wires.clock.now_s() - at_s)
 
     def _deliver(self, work: _InFlight) -> None:
-        pixels = work.pending.result()
+        if work.shows is None:
+            work.pending.wait()
+            return
+        raw, pixels = work.shows.raw, work.pending.result()
         now_s = self._wires.clock.now_s()
-        call_ms = (now_s - work.submitted_s) * 1e3
+        call_ms = (now_s - work.shows.at_s) * 1e3
         self._wires.meter.finished(now_s, call_ms, work.pending.device_ms, work.pending.steps)
         frame = Frame(
             pixels=fit(pixels, self._size, "letterbox"),
-            index=work.raw.index,
-            captured_s=work.raw.captured_s,
+            index=raw.index,
+            captured_s=raw.captured_s,
             origin=Origin.STYLISED,
         )
-        self._preview.offer(work.raw.pixels, frame.pixels)
+        self._preview.offer(raw.pixels, frame.pixels)
         self._wires.finished.put(Finished(frame=frame, finished_s=self._wires.clock.now_s()))
         self.delivered += 1

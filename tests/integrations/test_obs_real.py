@@ -88,6 +88,10 @@ class StampingEngine:
 class Stamp:
     def __init__(self, value: int) -> None:
         self.device_ms, self.steps, self._value = 1.0, 1, value
+        self.delay: int | None = 0
+
+    def wait(self) -> None:
+        """It is finished already."""
 
     def result(self) -> Pixels:
         return np.full((SIZE.height, SIZE.width, 3), self._value, np.uint8)

@@ -22,6 +22,7 @@ CONVOLUTIONS = {
     "residual, moments": lambda make, size: {"residual": make(2, 40, *size), "moments": True},
     "embedding": lambda make, size: {"embedding": make(2, 40)},
     "shared embedding": lambda make, size: {"embedding": make(1, 40)},
+    "each its embedding of many": lambda make, size: {"embedding": make(2, 100)[:, 20:60]},
     "shortcut": lambda make, size: {
         "shortcut": ((make(2, 32, *size), make(2, 16, *size)), make(40, 48, scale=0.1))
     },
@@ -87,6 +88,7 @@ def test_group_norm(bench, make, size, channels, groups):
         {"silu": True, "framed_out": True},
         {"modulation": make(1, 2 * total)},
         {"modulation": make(2, 2 * total)},
+        {"modulation": make(2, 3 * total)[:, 16 : 16 + 2 * total]},
     ):
         options |= {"groups": groups, "eps": 1e-5}
         arguments = pictures, (None,) * len(channels), make(total), make(total)
@@ -159,6 +161,14 @@ def test_cross_attention(bench, make, heads, context, parts):
     options = {"heads": heads, "eps": 1e-5}
     function = bench.layer_ops.cross_attention
     make.compare(function, reference.cross_attention, *arguments, make(48), **options)
+
+
+def test_cross_attention_of_each_picture_to_its_own_context(bench, make):
+    scores, values = make(2, 3, 32, 48, scale=0.2), make(2, 3, 32, 48)
+    rows = (scores.contiguous()[:, 1], values.contiguous()[:, 1])
+    arguments = make(2, 2, 35, 48).contiguous(), make(48), make(48), *rows, make(48)
+    function = bench.layer_ops.cross_attention
+    make.compare(function, reference.cross_attention, *arguments, heads=4, eps=1e-5)
 
 
 def test_a_folded_context_is_cross_attention():

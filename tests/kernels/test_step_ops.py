@@ -111,6 +111,31 @@ def test_coefficients_are_read_where_they_lie(bench):
     close(bench.step_ops.denoise_step(prediction, noisy, table[1]), expected)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(3, 8, 8, 12), (2, 5, 7, 9), (4, 32, 13, 5)])
+def test_each_picture_may_have_numbers_of_its_own(bench, shape, layout):
+    prediction, noisy, extra = (latents(shape, torch.float32, seed, bench.device) for seed in (0, 1, 2))
+    prediction, noisy, extra = (each.contiguous(memory_format=layout) for each in (prediction, noisy, extra))
+    table = torch.randn(shape[0], 5, generator=torch.Generator().manual_seed(3)).to(bench.device)
+    for columns, options in ((4, {}), (5, {"extra": extra})):
+        rows = table[:, :columns].contiguous()
+        each = [
+            reference.denoise_step(
+                prediction[i : i + 1],
+                noisy[i : i + 1],
+                rows[i],
+                **{name: value[i : i + 1] for name, value in options.items()},
+            )
+            for i in range(len(noisy))
+        ]
+        close(reference.denoise_step(prediction, noisy, rows, **options), torch.cat(each))
+        out, x0 = torch.full_like(noisy, torch.nan), torch.full_like(noisy, torch.nan)
+        bench.step_ops.denoise_step(prediction, noisy, rows, out=out, x0_out=x0, **options)
+        close(out, torch.cat(each))
+        a, b = (rows[:, i].view(-1, 1, 1, 1) for i in (0, 1))
+        close(x0, a * noisy + b * prediction)
+
+
 def test_refuses_latents_of_two_forms(bench):
     noisy = torch.zeros(1, 4, 8, 8)
     with pytest.raises(ValueError, match=r"float32\[1, 4, 8, 8\] and float32\[1, 4, 8, 9\]"):

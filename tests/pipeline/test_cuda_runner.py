@@ -111,6 +111,27 @@ def test_a_fade_records_nothing_and_takes_another_look(recordings, toy_model):
     assert runner._desk is not desk
 
 
+@torch.inference_mode()
+def test_frames_on_their_way_go_on_with_another_look_and_not_after_another_size(recordings, toy_model):
+    first = replace(SETTINGS, pipeline="throughput")
+    runner = CudaRunner(toy_model, first, EngineOptions())
+    belt, inputs = runner._belt, runner._desk.course.full
+    static = next(iter(runner._current.inputs.values()))
+    assert [belt.enter(inputs, static) for _ in range(3)] == [None, 1, 1]
+    belt.latents.fill_(torch.nan)
+    runner.use(replace(first, seed=3))
+    assert belt is runner._belt
+    assert belt.enter(runner._desk.course.full, static) == 1
+    runner.use(replace(first, size=Size(80, 64)))
+    assert belt is not runner._belt
+    runner.use(first)
+    assert belt is runner._belt
+    assert belt.enter(inputs, static) is None
+    assert not belt.latents.any()
+    runner.use(SETTINGS)
+    assert runner._belt is None
+
+
 def test_the_graphs_used_last_are_kept(recordings, toy_model):
     runner = CudaRunner(toy_model, at(SIZES[0]), EngineOptions(graphs_kept=2))
     for size in (SIZES[1], SIZES[2], SIZES[0], SIZES[3]):

@@ -55,6 +55,18 @@ def test_the_shallow_part_of_a_unet(size):
     assert relative_error(result, fused(moved, prepared)) > 1e-3
 
 
+def test_unet_of_frames_at_different_steps():
+    unet = placed(MiniDenoiser(3)).unet
+    noisy, source = torch.randn(2, 3, 32, 6, 5)
+    emb = unet.embed(torch.tensor([900, 400, 20]), class_labels=torch.randn(3, 256))
+    fused = FusedUNet(unet, reference_layers, token_reference, context=8)
+    styles = [fused.prepare(emb[i : i + 1], torch.randn(1, 8, 256)) for i in range(3)]
+    together = fused((noisy, source), tuple(torch.cat(rows) for rows in zip(*styles, strict=True)))
+    for i, prepared in enumerate(styles):
+        alone = fused((noisy[i : i + 1], source[i : i + 1]), prepared)
+        assert relative_error(together[i : i + 1], alone) <= 1e-5
+
+
 def test_autoencoder():
     autoencoder = placed(Autoencoder())
     fused = FusedAutoencoder(autoencoder, reference_layers)

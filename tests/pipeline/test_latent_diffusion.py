@@ -137,6 +137,16 @@ def test_a_prompt_of_another_model_is_refused() -> None:
         )
 
 
+def test_frames_at_different_steps_are_one_batch(model: LatentDiffusion) -> None:
+    noisy, source = torch.randn(2, 3, model.latent_channels, 8, 12)
+    prepared = model.prepare(torch.tensor([900, 500, 10]), model.condition(Mix.parse("oil"), SIZE))
+    together = model.predict_prepared(noisy, source, prepared)
+    for i in range(3):
+        rows = tuple(each[i : i + 1] for each in prepared)
+        alone = model.predict_prepared(noisy[i : i + 1], source[i : i + 1], rows)
+        assert relative_error(together[i : i + 1], alone) <= TOLERANCE
+
+
 def test_a_frame_goes_through_the_engine(model: LatentDiffusion) -> None:
     engine = Engine(model, Settings(size=SIZE, steps=2, strength=0.6))
     one, other = (engine.stylise(picture) for picture in random_pictures(96, 64)[:2])

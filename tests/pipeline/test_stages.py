@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from instantvision.integrations.base import EndOfSource, require_sendable
+from instantvision.integrations.clock import Clock
 from instantvision.pipeline import stages
 from instantvision.pipeline.config import LiveConfig, Mix, Settings, Size
 from instantvision.pipeline.control import Control
 from instantvision.pipeline.errors import ConfigError, EngineError, SinkError, SourceError
 from instantvision.pipeline.frames import Frame, Latest, Origin, Pixels
 from instantvision.pipeline.meter import LiveStats
+from instantvision.pipeline.pacing import Finished
 from instantvision.pipeline.stages import LiveParts, run_live
 
 SIZE = Size(64, 64)
@@ -76,10 +78,14 @@ class FakeSink:
 
 
 class FakePending:
-    def __init__(self, finish: Callable[[], Pixels]) -> None:
+    def __init__(self, finish: Callable[[], Pixels], delay: int | None = 0) -> None:
         self.device_ms: float | None = None
         self.steps = 3
+        self.delay = delay
         self._finish = finish
+
+    def wait(self) -> None:
+        """Nothing takes its time here."""
 
     def result(self) -> Pixels:
         self.device_ms = 1.5
@@ -141,14 +147,17 @@ class Bench:
     def run(self, config: LiveConfig = FAST) -> LiveStats:
         # A test whose condition never comes fails by its own assertions.
         config = replace(config, duration_s=config.duration_s or LONG_S)
-        parts = LiveParts(
+        return run_live(self.parts(), SIZE, config, self.stop)
+
+    def parts(self, clock: Clock = stages.SYSTEM_CLOCK) -> LiveParts:
+        return LiveParts(
             source=self.source,
             sink=self.sink,
             make_engine=self.make_engine,
             control=self.control,
             on_stats=lambda stats: self.on_stats(stats),
+            clock=clock,
         )
-        return run_live(parts, SIZE, config, self.stop)
 
     def stop_when(self, condition: Callable[[Frame], bool]) -> None:
         """Stop the run after the sink took a picture for which that is true."""
@@ -661,16 +670,9 @@ def stage_log(waiting: bool, submit_s: float) -> list[str]:
             return pending
 
     engine = Engine()
-    parts = LiveParts(
-        source=bench.source,
-        sink=bench.sink,
-        make_engine=lambda: engine,
-        control=bench.control,
-        on_stats=bench.on_stats,
-        clock=clock,
-    )
+    bench.make_engine = lambda: engine
     next_one(0)
-    stages._EngineStage(parts, SIZE, wires).run()
+    stages._EngineStage(bench.parts(clock), SIZE, FAST.stale_s, wires).run()
     assert engine.closed
     return engine.log
 
@@ -690,3 +692,49 @@ def test_without_a_waiting_picture_each_is_collected_at_once() -> None:
 
 def test_an_engine_that_works_within_submit_is_not_overlapped() -> None:
     assert stage_log(waiting=True, submit_s=0.05) == ONE_BY_ONE
+
+
+class LateEngine(FakeEngine):
+    """Paints the picture of two submits ago, and none before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._given: list[Pixels] = []
+
+    def submit(self, pixels: Pixels) -> FakePending:
+        self._given.append(pixels)
+        if len(self._given) < 3:
+            return FakePending(self._never, delay=None)
+        pending = super().submit(self._given[-3])
+        pending.delay = 2
+        return pending
+
+    def _never(self) -> Pixels:
+        raise AssertionError("no picture has come out yet")
+
+
+def late_results(times_s: Iterable[float]) -> list[tuple[Finished, float]]:
+    """What a late engine makes of pictures captured at these times, and each one's time from submit to result."""
+    clock, engine = ManualClock(), LateEngine()
+    wires = stages._Wires(stop=threading.Event(), clock=clock)
+    stage = stages._EngineStage(Bench().parts(clock), SIZE, FAST.stale_s, wires)
+    results = []
+    for index, time_s in enumerate(times_s):
+        clock.time_s = time_s
+        stage._deliver(stage._submit(engine, replace(raw_frame(index), captured_s=time_s)))
+        if finished := wires.finished.take(timeout_s=0):
+            results.append((finished, wires.meter._call_ms.recent().p99))
+    return results
+
+
+def test_a_picture_keeps_its_own_time_of_capture_through_a_late_engine():
+    results = late_results([1.0, 1.1, 1.2, 1.3])
+    assert [finished.frame.index for finished, _ in results] == [0, 1]
+    assert [finished.frame.captured_s for finished, _ in results] == [1.0, 1.1]
+    assert [int(finished.frame.pixels[0, 0, 0]) for finished, _ in results] == [255, 254]
+    assert results[0][1] == pytest.approx(200.0, rel=0.02)
+
+
+def test_what_was_on_its_way_before_a_pause_is_not_shown_after_it():
+    results = late_results([1.0, 1.1, 1.2, 30.0, 30.1, 30.2])
+    assert [finished.frame.index for finished, _ in results] == [0, 3]

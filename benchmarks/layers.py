@@ -1,0 +1,545 @@
+"""Every kernel at the shapes that a frame uses, beside the unfused sequence, in turns, after a check of its results.
+
+    python benchmarks/layers.py [--only NAME] [--smoke]
+
+The shapes are those of a frame of mini at 1024x1024 and of one of SD-Turbo's shape at 512x512, taken down from frames
+that are really made (recorded_calls.py); attention_conv is also measured at SD-Turbo's, where the program uses
+something else. Unfused is what unfused.py has, in attention with the fastest of torch's ways.
+
+First every kernel's result, in memory that was filled with NaN, has to agree with the reference in float32. Then each
+way is a CUDA graph of 16 to 64 calls, so that launches cost the host nothing, and the graphs take turns. Within a graph
+each call has a copy of the weights of its own, together larger than the second-level cache, since in a frame weights
+come from memory; pictures stay where they are, as if the layer before had just written them. Times are a call's.
+
+--smoke does all that on tiny networks, also on a CPU, where the figures mean nothing.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import logging
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import unfused
+from instantvision import kernels
+from instantvision.kernels import (
+    Backend,
+    reference,
+    reference_layers,
+    temporal_reference,
+    token_reference,
+)
+from instantvision.pipeline.autoencoder_tiny import AutoencoderTinyConfig
+from instantvision.pipeline.bench import Spread
+from instantvision.pipeline.config import Settings, Size
+from instantvision.pipeline.device import choose_device
+from instantvision.pipeline.graphs import capture
+from instantvision.pipeline.latent_diffusion import LatentDiffusion
+from instantvision.pipeline.machine import describe_machine
+from instantvision.pipeline.mini import Mini
+from instantvision.pipeline.model import LatentModel
+from instantvision.pipeline.published import SD_TURBO, DiffusionConfig
+from recorded_calls import Call, frame_calls, mapped
+from roofline import COPY, LINEAR, Ceilings
+
+log = logging.getLogger(__name__)
+
+RESULTS = Path(__file__).parent / "results"
+REFERENCES: dict[str, Any] = {
+    "frame_ops": reference,
+    "step_ops": reference,
+    "layer_ops": reference_layers,
+    "token_ops": token_reference,
+    "temporal_ops": temporal_reference,
+}
+# Half again an H100's second-level cache.
+ROTATED_BYTES = 75 * 2**20
+CALLS_MIN, CALLS_MAX = 16, 64
+REPEATS = 30
+# bfloat16 keeps 8 bits, and the largest of many sums is off by a few of the last one; the interpreter adds up in
+# float32 and another order.
+TOLERANCES = {torch.bfloat16: 2e-2, torch.float16: 2e-2, torch.float32: 1e-4}
+# Arguments that are a layer's own and not a frame's.
+WEIGHTS = {
+    "weight", "bias", "norm_weight", "norm_bias", "norm", "update_bias", "embedding", "modulation", "scale",
+    "queries_to_scores", "scores_to_out", "query", "keys_values", "out",
+}  # fmt: skip
+ATTENTIONS = ("attention", "attention_conv", "cross_attention")
+BACKENDS = {
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "plain": SDPBackend.MATH,
+}
+# Tokens, channels and heads of SD-Turbo's self-attention at 512x512.
+SD_TURBO_ATTENTION = ((4096, 320, 5), (1024, 640, 10), (256, 1280, 20), (64, 1280, 20))
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Way:
+    """An operation with its arguments."""
+
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+
+    def __call__(self) -> Any:
+        return self.function(**self.arguments)
+
+    def rotated(self, count: int) -> "list[Way]":
+        """The same so many times, with weights that are copies."""
+        copies = [
+            {
+                key: value if key not in WEIGHTS else mapped(value, Tensor.clone)
+                for key, value in given.items()
+            }
+            for given in itertools.repeat(self.arguments, count)
+        ]
+        return [Way(self.function, copy) for copy in copies]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of a single call."""
+        own = [value for key, value in self.arguments.items() if key in WEIGHTS and isinstance(value, Tensor)]
+        return sum(map(_bytes, own))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A kernel at one shape.
+
+    Args:
+        kernel: name of the operation.
+        where: model that has the shape.
+        shape: of its tensors, for a reader.
+        times: calls in a frame with one evaluation; 0 for a shape at which the program takes another.
+        ours, unfused, exact: the same work; `exact` is the reference in float32.
+    """
+
+    kernel: str
+    where: str
+    shape: str
+    times: int
+    ours: Way
+    unfused: Way
+    exact: Way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What came of a case. Times in us for a call; bytes are counted, and written ones include what is intermediate.
+
+    `share` is the floor, of all bytes and operations at the ceilings, over the median. `chosen` is what the program
+    uses there.
+    """
+
+    kernel: str
+    where: str
+    shape: str
+    times: int
+    chosen: str
+    error: float
+    ours_us: Spread
+    unfused_us: Spread
+    unfused_by: str
+    speedup: float
+    tbps: float
+    tflops: float
+    floor_us: float
+    share: float
+    written_mb: float
+    unfused_written_mb: float
+
+
+class Written(TorchDispatchMode):
+    """Adds up the bytes that operations give memory to or write again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation."""
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.total += sum(map(_bytes, tensors(result)))
+        return result
+
+
+def cases(calls: Sequence[Call], where: str, backend: Backend) -> list[Case]:
+    """A case for each recorded call."""
+    return [
+        _cross_case(call, where, backend)
+        if call.name == "cross_attention"
+        else _case(call.group, call.name, call.arguments, where, call.times, backend)
+        for call in calls
+    ]
+
+
+def attention_case(
+    tokens: int,
+    channels: int,
+    heads: int,
+    where: str,
+    backend: Backend,
+    form: tuple[torch.device, torch.dtype],
+) -> Case:
+    """attention_conv at a shape that the program has another way for."""
+    device, dtype = form
+    shapes = {
+        "qkv": (1, tokens, 3 * channels),
+        "weight": (channels, channels),
+        "bias": (channels,),
+        "residual": (1, tokens, channels),
+    }
+    arguments: dict[str, Any] = {
+        name: _random(*shape, device=device, dtype=dtype) for name, shape in shapes.items()
+    }
+    arguments["weight"] *= channels**-0.5
+    return _case("layer_ops", "attention_conv", arguments | {"heads": heads}, where, 0, backend)
+
+
+def _case(group: str, name: str, arguments: dict[str, Any], where: str, times: int, backend: Backend) -> Case:
+    exact = {
+        key: torch.float32 if isinstance(value, torch.dtype) and key == "dtype" else mapped(value, _exact)
+        for key, value in arguments.items()
+    }
+    wanted, own = getattr(REFERENCES[group], name), getattr(unfused, name, None)
+    return Case(
+        kernel=name,
+        where=where,
+        shape=_shape(arguments),
+        times=times,
+        ours=Way(getattr(getattr(backend, group), name), arguments),
+        unfused=Way(own, unfused.adapted(arguments)) if own else Way(wanted, arguments),
+        exact=Way(wanted, exact),
+    )
+
+
+def _cross_case(call: Call, where: str, backend: Backend) -> Case:
+    """With projections of our own: those that were folded into the recorded context cannot be had back."""
+    arguments, heads = dict(call.arguments), call.arguments["heads"]
+    to_scores: Tensor = arguments["queries_to_scores"]
+    form: dict[str, Any] = {"device": to_scores.device, "dtype": to_scores.dtype}
+    channels, slots = to_scores.shape[2], to_scores.shape[1] // heads
+    query, key, value, out = (_random(channels, channels, **form) * channels**-0.5 for _ in range(4))
+    context = _random(1, slots, channels, **form)
+    folded = reference_layers.fold_context(query, key, value, out, context, heads)
+    arguments["queries_to_scores"], arguments["scores_to_out"] = folded
+    case = _case(call.group, call.name, arguments, where, call.times, backend)
+    apart = {key: value for key, value in case.unfused.arguments.items() if "scores" not in key}
+    apart |= {"query": query, "keys_values": torch.cat([context @ key.T, context @ value.T], -1), "out": out}
+    return replace(case, unfused=Way(unfused.cross_attention, apart))
+
+
+@torch.inference_mode()
+def check(case: Case, dtype: torch.dtype) -> float:
+    """The largest error of a kernel's results, over the largest value; NaN if something was not written."""
+    expected, errors = _settled(case.kernel, case.exact()), []
+    for name, way in (("the kernel", case.ours), ("the unfused sequence", case.unfused)):
+        with _poisoned():
+            found = _settled(case.kernel, way())
+        errors.append(max(map(_error, found, expected)))
+        if not errors[-1] <= TOLERANCES[dtype]:
+            log.error("%s %s: %s is off by %.1e", case.kernel, case.shape, name, errors[-1])
+    return errors[0]
+
+
+@torch.inference_mode()
+def measure(case: Case, error: float, device: torch.device, ceilings: Ceilings) -> Row:
+    """Time a case's ways in turns."""
+    ways: dict[str, list[Callable[[], object]]] = {"ours": [*case.ours.rotated(_count(case.ours))]}
+    for name, within in _variants(case, device):
+        ways[name] = [partial(_within, within, way) for way in case.unfused.rotated(_count(case.unfused))]
+    times = _turns_on_gpu(ways) if device.type == "cuda" else _turns_on_cpu(ways)
+    spreads = {name: Spread.of(each) for name, each in times.items()}
+    ours = spreads.pop("ours")
+    fastest = min(spreads, key=lambda name: spreads[name].median)
+    results = tensors(case.ours())
+    moved = sum(map(_bytes, tensors(case.ours.arguments))) + sum(map(_bytes, results))
+    flops = _flops(case.exact)
+    floor_us = max(ceilings.floor_us(COPY, moved, 0), ceilings.floor_us(LINEAR, 0, flops))
+    return Row(
+        kernel=case.kernel,
+        where=case.where,
+        shape=case.shape,
+        times=case.times,
+        chosen=_chosen(case, device),
+        error=error,
+        ours_us=ours,
+        unfused_us=spreads[fastest],
+        unfused_by=fastest,
+        speedup=spreads[fastest].median / ours.median,
+        tbps=moved / ours.median / 1e6,
+        tflops=flops / ours.median / 1e6,
+        floor_us=floor_us,
+        share=floor_us / ours.median,
+        written_mb=_written(case.ours) / 1e6,
+        unfused_written_mb=_written(case.unfused) / 1e6,
+    )
+
+
+def _variants(case: Case, device: torch.device) -> Iterator[tuple[str, SDPBackend | None]]:
+    """Ways to do the unfused work that this device has."""
+    if case.kernel not in ATTENTIONS:
+        yield "torch", None
+        return
+    for name, backend in BACKENDS.items():
+        try:
+            _within(backend, case.unfused)
+        except RuntimeError as error:
+            log.debug("no attention by %s on %s: %s", name, device, error)
+        else:
+            yield name, backend
+
+
+def _within(backend: SDPBackend | None, way: Way) -> object:
+    with sdpa_kernel(backend) if backend is not None else nullcontext():
+        return way()
+
+
+def _count(way: Way) -> int:
+    return min(CALLS_MAX, max(CALLS_MIN, math.ceil(ROTATED_BYTES / max(way.weight_bytes, 1))))
+
+
+def _turns_on_gpu(ways: dict[str, list[Callable[[], object]]]) -> dict[str, list[float]]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    graphs = {name: capture(partial(_run, calls), stream) for name, calls in ways.items()}
+    order = [name for _ in range(REPEATS) for name in ways]
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(order) + 1)]
+    with torch.cuda.stream(stream):
+        for name in ways:
+            graphs[name].replay()
+        marks[0].record()
+        # All at once: the GPU never waits for the host between two marks.
+        for name, mark in zip(order, marks[1:], strict=True):
+            graphs[name].replay()
+            mark.record()
+    stream.synchronize()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for name, (before, after) in zip(order, itertools.pairwise(marks), strict=True):
+        times[name].append(before.elapsed_time(after) * 1e3 / len(ways[name]))
+    return times
+
+
+def _turns_on_cpu(ways: dict[str, list[Callable[[], object]]]) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for name in [*ways] * 2:
+        started_s = time.perf_counter()
+        ways[name][0]()
+        times[name].append((time.perf_counter() - started_s) * 1e6)
+    return times
+
+
+def _run(calls: Sequence[Callable[[], object]]) -> None:
+    # Each result's memory serves the next call again, as a frame's own does.
+    for call in calls:
+        call()
+
+
+def _chosen(case: Case, device: torch.device) -> str:
+    """What the program uses at this shape."""
+    if not case.times:
+        return "unfused"
+    if case.kernel == "attention":
+        return "the fastest"
+    if case.kernel == "conv3x3" and device.type == "cuda":
+        from instantvision.kernels.library_conv import unfused_way
+
+        given = case.ours.arguments
+        framed, weight = given["framed"], given["weight"]
+        positions = len(framed) * math.prod(
+            (side - 3) // given.get("stride", 1) + 1 for side in framed.shape[2:]
+        )
+        if not given.get("activation") and not given.get("framed_out"):
+            way = unfused_way(positions, framed.shape[1], len(weight), weight.element_size())
+            return {"library": "cuDNN, finish", "split": "in parts, finish"}.get(way or "", "ours")
+    return "ours"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A table in Markdown."""
+    head = (
+        "kernel", "model", "shapes", "calls", "chosen", "ours p50 / p95, µs", "unfused, µs", "by", "speed-up", "TB/s",
+        "TFLOP/s", "of the ceiling", "written, MB", "unfused",
+    )  # fmt: skip
+    cells = [
+        (
+            row.kernel, row.where, row.shape, str(row.times), row.chosen,
+            f"{row.ours_us.median:.1f} / {row.ours_us.p95:.1f}",
+            f"{row.unfused_us.median:.1f} / {row.unfused_us.p95:.1f}", row.unfused_by, f"{row.speedup:.2f}",
+            f"{row.tbps:.2f}", f"{row.tflops:.0f}", f"{row.share:.0%}", f"{row.written_mb:.2f}",
+            f"{row.unfused_written_mb:.2f}",
+        )
+        for row in rows
+    ]  # fmt: skip
+    rule = (*["---"] * 3, "---:", "---", *["---:"] * 2, "---", *["---:"] * 6)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *cells))
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All in an argument or a result, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in tensors(item)]
+
+
+def _shape(arguments: dict[str, Any]) -> str:
+    """Of all tensors but vectors, and the options that are set."""
+    sides = ["x".join(map(str, each.shape)) for each in tensors(arguments) if each.dim() > 1]
+    options = [
+        key if value is True else f"{key} {value}"
+        for key, value in arguments.items()
+        if isinstance(value, int | str) and value
+    ]
+    return ", ".join([" ".join(sides), *options])
+
+
+def _settled(kernel: str, result: Any) -> list[Tensor]:
+    """Results of a kernel and of its reference alike: attention's parts and moments added up."""
+    found = [tensor.float() for tensor in tensors(result)]
+    if kernel in ("conv3x3", "linear"):
+        return [*found[:1], *(moments.sum(1) for moments in found[1:])]
+    if kernel == "channel_moments" or (kernel == "attention_conv" and found[0].dim() == 4):
+        return [found[0].sum(1)]
+    return found
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        # The unfused results have no frame.
+        expected = expected[..., 1:-1, 1:-1]
+    # The small number is for what is all zeros, such as the motion of a picture that stands still.
+    return ((found - expected).abs().max() / (expected.abs().max() + 1e-6)).item()
+
+
+@contextmanager
+def _poisoned() -> Iterator[None]:
+    """Memory that nobody wrote to reads as NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _flops(way: Way) -> int:
+    with FlopCounterMode(display=False) as counter:
+        way()
+    return int(counter.get_total_flops())
+
+
+def _written(way: Way) -> int:
+    with Written() as counter:
+        way()
+    return counter.total
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _random(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, device=device).to(dtype)
+
+
+def small(config: DiffusionConfig) -> DiffusionConfig:
+    """A network of the same kind that a CPU can run at once."""
+    changes: dict[str, Any] = {
+        "block_out_channels": (32, 32, 64, 64), "attention_head_dim": (1, 2, 4, 4), "cross_attention_dim": 32,
+        "norm_num_groups": 8,
+    }  # fmt: skip
+    codec = AutoencoderTinyConfig(encoder_block_out_channels=(16,) * 4, decoder_block_out_channels=(16,) * 4)
+    return replace(config, unet=replace(config.unet, **changes), autoencoder=codec, tokens=20)
+
+
+def all_cases(device: torch.device, dtype: torch.dtype, *, smoke: bool) -> list[Case]:
+    """Of both models."""
+    config, sides = (small(SD_TURBO), (64, 64)) if smoke else (SD_TURBO, (1024, 512))
+    makers: dict[str, Callable[[], LatentModel]] = {
+        "mini": lambda: Mini.load(device, dtype),
+        "sd-turbo": lambda: LatentDiffusion.with_random_weights(config, SEED, device, dtype),
+    }
+    backend, found = kernels.choose(device.type), list[Case]()
+    for (where, make), side in zip(makers.items(), sides, strict=True):
+        found += cases(frame_calls(make, Settings(size=Size(side, side))), where, backend)
+    for tokens, channels, heads in ((64, 64, 2),) if smoke else SD_TURBO_ATTENTION:
+        found.append(attention_case(tokens, channels, heads, "sd-turbo", backend, (device, dtype)))
+    return sorted(found, key=lambda case: (case.kernel, case.where))
+
+
+def main() -> int:
+    """Command line; the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", help="kernels whose name has this in it")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes; writes no file")
+    parser.add_argument("--commit", help="of a copy without its .git folder")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.manual_seed(SEED)
+    choice = choose_device()
+    device, dtype = choice.device, choice.dtype
+    wanted = [
+        case
+        for case in all_cases(device, dtype, smoke=args.smoke)
+        if not args.only or args.only in case.kernel
+    ]
+    if device.type == "cuda":
+        kernels.choose("cuda").compile_all(lambda: [case.ours() for case in wanted])
+    checked = [(case, check(case, dtype)) for case in wanted]
+    # NaN is no number up to the tolerance either.
+    right = [(case, error) for case, error in checked if error <= TOLERANCES[dtype]]
+    worst = max((error for _, error in right), default=0.0)
+    print(
+        f"{len(right)} of {len(wanted)} kernels and shapes agree with the reference, the worst to {worst:.1e}"
+    )
+    rows = [measure(case, error, device, Ceilings()) for case, error in right]
+    print(table(rows))
+    if not args.smoke:
+        for row in rows:
+            if row.speedup < 1 and row.chosen == "ours":
+                print(f"slower than unfused where the program uses it: {row.kernel} {row.where} {row.shape}")
+        print(_write(rows, device, args.commit))
+    return 0 if len(right) == len(wanted) else 1
+
+
+def _write(rows: Sequence[Row], device: torch.device, commit: str | None) -> Path:
+    machine = describe_machine(device)
+    machine = replace(machine, commit=machine.commit or commit)
+    name = re.sub(r"[^a-z0-9]+", "-", machine.device.lower()).strip("-")
+    path = RESULTS / f"layers-{machine.date[:10]}-{name}.json"
+    report = {
+        "machine": dataclasses.asdict(machine),
+        "ceilings": dataclasses.asdict(Ceilings()),
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The bench of the kernels: that it looks before it measures, and counts what it says. No test looks at speed."""
+
+import math
+
+import pytest
+import torch
+
+import layers
+from instantvision.kernels import reference_layers
+from layers import Case, Way, attention_case, cases, check, measure
+from recorded_calls import Call, Recorder
+from roofline import Ceilings
+
+CPU = torch.device("cpu")
+
+
+class Ops:
+    """A backend of the reference, with one operation of our own making."""
+
+    layer_ops = reference_layers
+
+
+def linear_call():
+    arguments = {
+        "sources": (torch.randn(1, 6, 8), torch.randn(1, 6, 4)),
+        "weight": torch.randn(10, 12),
+        "bias": torch.randn(10),
+        "residual": torch.randn(1, 6, 10),
+        "moments": True,
+    }
+    return Call("layer_ops", "linear", arguments, 3)
+
+
+def test_calls_of_one_form_are_one_and_the_first_ones_values_are_kept():
+    recorder, calls = Recorder("layer_ops", reference_layers), {}
+    x, weight = torch.randn(1, 4, 8), torch.randn(8, 8)
+    recorder.linear((x,), weight, weight[0])
+    recorder.calls = calls
+    first = x.clone()
+    for _ in range(2):
+        recorder.linear((x,), weight, weight[0])
+        x.zero_()
+    recorder.linear((torch.randn(1, 5, 8),), weight, weight[0], moments=True)
+    counts = [(call.name, call.times) for call in calls.values()]
+    assert counts == [("linear", 2), ("linear", 1)]
+    assert torch.equal(next(iter(calls.values())).arguments["sources"][0], first)
+
+
+def test_a_result_that_was_not_written_does_not_pass():
+    [case] = cases([linear_call()], "mini", Ops)
+    assert check(case, torch.float32) <= 1e-6
+    lazy = Way(lambda **arguments: (torch.empty(1, 6, 10), torch.zeros(1, 1, 2, 10)), case.ours.arguments)
+    assert math.isnan(check(layers.replace(case, ours=lazy), torch.float32))
+
+
+def test_a_wrong_result_does_not_pass(caplog):
+    [case] = cases([linear_call()], "mini", Ops)
+    wrong = Way(lambda **arguments: reference_layers.linear(**arguments)[0] * 1.01, case.ours.arguments)
+    assert check(layers.replace(case, ours=wrong), torch.float32) > 1e-3
+    assert "the kernel is off by" in caplog.text
+
+
+def test_bytes_and_operations_are_counted():
+    [case] = cases([linear_call()], "mini", Ops)
+    row = measure(case, 0.0, CPU, Ceilings())
+    assert row.tflops == pytest.approx(2 * 6 * 12 * 10 / row.ours_us.median / 1e6)
+    read, written = 4 * (6 * 8 + 6 * 4 + 10 * 12 + 10 + 60), 4 * (60 + 20)
+    assert row.tbps == pytest.approx((read + written) / row.ours_us.median / 1e6)
+    # Joined sources, product, sum.
+    assert row.unfused_written_mb == pytest.approx(4 * (6 * 12 + 60 + 60) / 1e6)
+    assert (row.times, row.chosen, row.unfused_by) == (3, "ours", "torch")
+
+
+def test_weights_are_rotated_and_pictures_stay():
+    [case] = cases([linear_call()], "mini", Ops)
+    one, other = (way.arguments for way in case.ours.rotated(2))
+    assert one["weight"].data_ptr() != other["weight"].data_ptr()
+    assert one["sources"][0].data_ptr() == other["sources"][0].data_ptr()
+    assert case.ours.weight_bytes == 4 * (120 + 10)
+
+
+def test_attention_is_compared_with_several_ways():
+    case: Case = attention_case(20, 32, 2, "sd-turbo", Ops, (CPU, torch.float32))
+    assert check(case, torch.float32) <= 1e-5
+    row = measure(case, 0.0, CPU, Ceilings())
+    assert row.chosen == "unfused"
+    assert row.unfused_by in layers.BACKENDS
+
+
+def test_a_context_is_folded_for_ours_and_not_for_the_unfused_way():
+    arguments = {
+        "parts": torch.randn(1, 2, 9, 16),
+        "norm_weight": torch.randn(16),
+        "norm_bias": torch.randn(16),
+        "queries_to_scores": torch.empty(1, 16, 16),
+        "scores_to_out": torch.empty(1, 16, 16),
+        "bias": torch.randn(16),
+        "heads": 2,
+        "eps": 1e-5,
+    }
+    [case] = cases([Call("layer_ops", "cross_attention", arguments)], "mini", Ops)
+    assert check(case, torch.float32) <= 1e-5
+    assert layers._error(case.unfused(), case.exact()) <= 1e-4

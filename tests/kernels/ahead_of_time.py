@@ -1,0 +1,161 @@
+"""Compiles the kernels of whole frames for a GPU that need not be there; run in a process of its own.
+
+    python ahead_of_time.py CAPABILITY KIB
+
+Prints a line of JSON for each kernel and tile: its name and the bytes of shared memory that a program has. Networks
+and pictures are on torch's meta device, so launches are those of a frame, of which nothing is computed. Of a matrix
+product's launches with equal tiles the one with the most options stands for all, since tiles are what takes memory; of
+other kernels the one with the largest blocks.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from instantvision import kernels
+from instantvision.kernels import launch as launching
+from instantvision.kernels import library_conv
+from instantvision.pipeline.autoencoder import Autoencoder
+from instantvision.pipeline.autoencoder_tiny import AutoencoderTiny
+from instantvision.pipeline.config import Settings, Size
+from instantvision.pipeline.frame_inputs import FrameInputs, LatentMemory
+from instantvision.pipeline.frame_pass import FramePass
+from instantvision.pipeline.latent_diffusion import LatentDiffusion, random_prompt
+from instantvision.pipeline.mini import Mini
+from instantvision.pipeline.mini_denoiser import STYLE_TOKENS, STYLE_WIDTH, MiniDenoiser
+from instantvision.pipeline.model import Conditioning, LatentModel
+from instantvision.pipeline.published import SD_TURBO
+from instantvision.pipeline.unet import UNet
+
+META = torch.device("meta")
+# Turing calculates in neither bf16 nor tiles of these sizes: there only what surrounds the networks is compiled.
+NETWORKS_FROM = 80
+# Of each kernel, the largest ones.
+TILES = 5
+PRODUCTS = ("conv3x3", "linear", "attention_conv", "attention")
+NETWORK_MODULES = (*PRODUCTS, "group_norm", "resample", "token_ops", "library_conv")
+
+
+class Compiler:
+    """What Triton asks of a driver in order to compile."""
+
+    def __init__(self, capability: int) -> None:
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        del device
+        return 0
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    tensor = torch.empty(shape, device=META, dtype=dtype)
+    return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
+
+
+def frames(dtype: torch.dtype) -> None:
+    """A frame of each model, whole and warm, and what only other shapes or solvers need."""
+    with META:
+        codec, denoiser = Autoencoder(), MiniDenoiser(1)
+        unet, tiny = UNet(SD_TURBO.unet), AutoencoderTiny(SD_TURBO.autoencoder)
+    mini = Mini(codec, denoiser, ("oil",), META, dtype)
+    style = empty(1, STYLE_TOKENS, STYLE_WIDTH, dtype=dtype), empty(1, STYLE_WIDTH, dtype=dtype)
+    frame(mini, Conditioning(*style), Size(1024, 1024), dtype)
+    turbo = LatentDiffusion(SD_TURBO, unet, tiny, random_prompt(SD_TURBO, 0), META, dtype)
+    frame(turbo, turbo.condition(Settings().mix, Size(512, 512)), Size(512, 512), dtype)
+    backend = kernels.choose("cuda")
+    x, vector = empty(1, 1280, 8, 8, dtype=dtype), empty(1280, dtype=dtype)
+    backend.layer_ops.channel_moments(x)
+    library_conv.finish(x, vector, vector[None], x, moments=True)
+    row = empty(5, dtype=torch.float32)
+    backend.step_ops.denoise_step(x, x, row, extra=x, x0_out=x)
+
+
+def frame(model: LatentModel, conditioning: Conditioning, size: Size, dtype: torch.dtype) -> None:
+    latents = empty(
+        1,
+        model.latent_channels,
+        size.height // model.downsampling,
+        size.width // model.downsampling,
+        dtype=dtype,
+    )
+    numbers = [empty(*shape, dtype=torch.float32) for shape in ((1, 4), (2,), (2,), (2,))]
+    timesteps = torch.empty(1, dtype=torch.int64, device=META)
+    inputs = FrameInputs(model.prepare(timesteps, conditioning), latents, *numbers)
+    memory = LatentMemory(latents, latents, empty(4, dtype=torch.float32))
+    pixels, frame_pass = empty(size.height, size.width, 3, dtype=torch.uint8), FramePass(model)
+    frame_pass(pixels, inputs, mirror=False)
+    frame_pass(pixels, inputs, mirror=True, memory=memory, warm=True)
+
+
+def noted(call: Callable[[], None]) -> list[launching.Launch]:
+    """The launches of a call."""
+    launching._notes.kept = kept = []
+    try:
+        call()
+    finally:
+        launching._notes.kept = None
+    return kept
+
+
+def representatives(launches: list[launching.Launch]) -> list[launching.Launch]:
+    """Few launches that stand for all of a kernel's."""
+    chosen: dict[object, launching.Launch] = {}
+    for entry in launches:
+        kernel, _, _, meta = entry
+        tiles = {name: value for name, value in meta.items() if name.startswith(("BLOCK", "num_"))}
+        key = kernel, tuple(tiles.items()) if module_of(kernel) in PRODUCTS else ()
+        if key not in chosen or weight(entry) > weight(chosen[key]):
+            chosen[key] = entry
+    kept: dict[object, list[launching.Launch]] = {}
+    for entry in sorted(chosen.values(), key=tile, reverse=True):
+        kept.setdefault(entry[0], []).append(entry)
+    return [entry for entries in kept.values() for entry in entries[:TILES]]
+
+
+def tile(entry: launching.Launch) -> int:
+    """What grows with a program's memory."""
+    meta = entry[3]
+    sides = [value for name, value in meta.items() if name.startswith("BLOCK")]
+    return sum(sides) * max(sides, default=0) * int(meta.get("num_stages", 1))
+
+
+def weight(entry: launching.Launch) -> int:
+    """How much a kernel has to do, by the blocks and options that it is told of."""
+    return sum(int(value or 0) for value in entry[3].values() if isinstance(value, int | None))
+
+
+def module_of(kernel: Any) -> str:
+    return str(kernel.fn.__module__.rpartition(".")[2])
+
+
+def main(capability: int, shared_kib: int) -> None:
+    driver.set_active(Compiler(capability))
+    # The two questions that launches ask of a device.
+    places: Any = launching
+    places.hopper = lambda _device: capability >= 90
+    places._shared_memory = lambda _device: shared_kib * 1024
+    dtype = torch.bfloat16 if capability >= NETWORKS_FROM else torch.float16
+    with kernels.forced("triton"), torch.inference_mode():
+        launches = noted(lambda: frames(dtype))
+    for kernel, grid, args, meta in representatives(launches):
+        if capability < NETWORKS_FROM and module_of(kernel) in NETWORK_MODULES:
+            continue
+        compiled = kernel.warmup(*args, grid=grid, **meta)
+        line = json.dumps({"kernel": kernel.fn.__name__, "shared": compiled.metadata.shared})
+        sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
