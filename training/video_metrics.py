@@ -52,17 +52,28 @@ class LpipsLike:
         self._heads = [heads[f"lin{i}.model.1.weight"].to(device) for i in range(len(BLOCKS))]
         self._mean = torch.tensor(MEAN_BGR, device=device).view(1, 3, 1, 1)
 
-    @torch.inference_mode()
     def __call__(self, one: Pixels, other: Pixels) -> float:
         """Of two RGB pictures [H, W, 3] of one size."""
         if one.shape != other.shape:
             raise ValueError(f"pictures are {one.shape} and {other.shape}, expected one size")
-        distance = torch.zeros((), device=self._device)
         both = torch.from_numpy(np.stack([one, other])).to(self._device)
-        for head, features in zip(self._heads, self._features(both), strict=True):
+        return float(self.of_all(both)[0])
+
+    @torch.inference_mode()
+    def of_all(self, pixels: Tensor) -> Tensor:
+        """Of the first of some RGB pictures to each of the others.
+
+        Args:
+            pixels: uint8 [1 + N, H, W, 3] on the device.
+
+        Returns:
+            float32 [N].
+        """
+        distances = torch.zeros(len(pixels) - 1, device=self._device)
+        for head, features in zip(self._heads, self._features(pixels), strict=True):
             unit = features / (features.square().sum(1, keepdim=True) + 1e-10).sqrt()
-            distance += ((unit[:1] - unit[1:]).square() * head).sum(1).mean()
-        return float(distance)
+            distances += ((unit[:1] - unit[1:]).square() * head).sum(1).mean((1, 2))
+        return distances
 
     def _features(self, pixels: Tensor) -> Iterator[Tensor]:
         x = pixels.permute(0, 3, 1, 2).flip(1).float() - self._mean
@@ -75,8 +86,66 @@ class LpipsLike:
 
 def psnr_db(one: Pixels, other: Pixels) -> float:
     """Peak signal-to-noise ratio of two pictures; 138 for equal ones."""
-    error = float(np.mean((one.astype(np.float64) - other) ** 2))
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+    return float(psnrs_db(torch.from_numpy(np.stack([one, other])))[0])
+
+
+def psnrs_db(pixels: Tensor) -> Tensor:
+    """Of each of some pictures to the first of them; uint8 [1 + N, H, W, 3] to float64 [N], on their device."""
+    error = (pixels[1:].float() - pixels[:1].float()).square().double().mean((1, 2, 3))
+    return 10 * (255**2 / error.clamp(min=1e-9)).log10()
+
+
+class Motion:
+    """Where each pixel of a clip was in the frame before, for as many videos as are to be compared along it.
+
+    Args:
+        source: RGB frames [H, W, 3].
+        device: where to warp; the flow itself is computed on the CPU.
+    """
+
+    def __init__(self, source: Sequence[Pixels], device: torch.device | str = "cpu") -> None:
+        self._source, self._device = source, torch.device(device)
+        flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in source]
+        self._steps: list[tuple[Tensor, Tensor]] = []
+        for t in range(1, len(source)):
+            # Both are written anew; cv2's types want an array to begin with.
+            blank = np.zeros((*grey[t].shape, 2), np.float32)
+            back, forth = (
+                np.asarray(flow.calc(*pair, blank.copy()), np.float32)
+                for pair in ((grey[t], grey[t - 1]), (grey[t - 1], grey[t]))
+            )
+            where, known = _origin(back, forth)
+            self._steps.append((self._grid(where), torch.from_numpy(known).to(self._device)))
+
+    def _grid(self, where: tuple[NDArray[np.float32], NDArray[np.float32]]) -> Tensor:
+        """Places in pixels as torch wants them, -1..1 from the first pixel's middle to the last one's, [1, H, W, 2]."""
+        height, width = where[0].shape
+        return torch.from_numpy(
+            np.stack([where[0] * (2 / (width - 1)) - 1, where[1] * (2 / (height - 1)) - 1], -1)[None]
+        ).to(self._device)
+
+    @torch.inference_mode()
+    def warping_errors(self, videos: Sequence[Sequence[Pixels]]) -> list[float]:
+        """Of each video, 0..1, averaged over its frames; their frames are as many and as large as the source's."""
+        total = torch.zeros(len(videos), dtype=torch.float64, device=self._device)
+        before = self._frames(videos, 0)
+        for t, (grid, known) in enumerate(self._steps, 1):
+            now = self._frames(videos, t)
+            warped = F.grid_sample(before, grid.expand(len(videos), -1, -1, -1), align_corners=True)
+            # To whole levels, as a picture warped with OpenCV has them.
+            difference = (now - warped.round()).abs().mean(1)
+            total += (difference * known).sum((1, 2)).double() / known.sum() / 255
+            before = now
+        return (total / len(self._steps)).tolist()
+
+    def source_error(self) -> float:
+        """The source's own warping error: what a camera's noise and the flow's faults make."""
+        return self.warping_errors([self._source])[0]
+
+    def _frames(self, videos: Sequence[Sequence[Pixels]], t: int) -> Tensor:
+        pixels = torch.from_numpy(np.stack([video[t] for video in videos])).to(self._device)
+        return pixels.permute(0, 3, 1, 2).float()
 
 
 def warping_errors(source: Sequence[Pixels], videos: Sequence[Sequence[Pixels]]) -> list[float]:
@@ -88,21 +157,7 @@ def warping_errors(source: Sequence[Pixels], videos: Sequence[Sequence[Pixels]])
 
     Source: Lai et al. 2018 (arXiv 1808.00449), section 3, with DIS for FlowNet2.
     """
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in source]
-    errors = np.zeros((len(videos), len(source) - 1))
-    for t in range(1, len(source)):
-        # Both are written anew; cv2's types want an array to begin with.
-        blank = np.zeros((*grey[t].shape, 2), np.float32)
-        back, forth = (
-            np.asarray(flow.calc(*pair, blank.copy()), np.float32)
-            for pair in ((grey[t], grey[t - 1]), (grey[t - 1], grey[t]))
-        )
-        where, known = _origin(back, forth)
-        for error, video in zip(errors, videos, strict=True):
-            before = cv2.remap(video[t - 1], *where, cv2.INTER_LINEAR).astype(np.float32)
-            error[t - 1] = np.abs(video[t].astype(np.float32) - before).mean(2)[known].mean() / 255
-    return errors.mean(1).tolist()
+    return Motion(source).warping_errors(videos)
 
 
 def _origin(
