@@ -37,11 +37,11 @@ class Method:
     close: Callable[[], None]
 
 
-def ours(model: LatentModel, work: Work) -> Method:
+def ours(model: LatentModel, work: Work, name: str = "ours") -> Method:
     """The engine for a frame; for an evaluation the model's own function in a CUDA graph."""
     if work.kind == "frame":
-        return _engine_method(Engine(model, work.settings), work)
-    return _work_method("ours", evaluation(model, model.predict_prepared, work.settings, graphed=True))
+        return _engine_method(name, Engine(model, work.settings), work)
+    return _work_method(name, evaluation(model, model.predict_prepared, work.settings, graphed=True))
 
 
 def theirs(name: str, parts: PeerParts, work: Work) -> Method:
@@ -52,7 +52,7 @@ def theirs(name: str, parts: PeerParts, work: Work) -> Method:
     return _work_method(name, evaluation(parts.model, parts.predict, work.settings, graphed=graphed))
 
 
-def _engine_method(engine: Engine, work: Work) -> Method:
+def _engine_method(name: str, engine: Engine, work: Work) -> Method:
     pictures = random_pictures(work.side, work.side)
 
     def once() -> float:
@@ -70,7 +70,7 @@ def _engine_method(engine: Engine, work: Work) -> Method:
 
     for _ in range(WARM_UPS):
         once()
-    return Method(Entrant("ours", once, burst), lambda: _centred(engine.stylise(pictures[0])), engine.close)
+    return Method(Entrant(name, once, burst), lambda: _centred(engine.stylise(pictures[0])), engine.close)
 
 
 def _frame_method(name: str, frame: PeerFrame, work: Work) -> Method:

@@ -2,10 +2,11 @@
 
     python benchmarks/peers.py [--work mini,sd-turbo,sdxl,sweep] [--budget S] [--skip-compile] [--out FILE]
 
-The methods: `ours` is the engine with its kernels; `eager` is diffusers' classes in channels_last; `compiled` is these
-with torch.compile and everything in one CUDA graph. mini's UNet runs as diffusers' class too; its autoencoder, which
-diffusers does not have, as plain torch. Before anything is timed the results are compared: the relative error of ours
-to diffusers in float32 may be at most twice that of diffusers in the dtype that is measured, or 1 %.
+The methods: `ours` is the engine with its kernels; `ours fp8` the same with products in e4m3, on a GPU, whose error is
+told and not refused; `eager` is diffusers' classes in channels_last; `compiled` is these with torch.compile and
+everything in one CUDA graph. mini's UNet runs as diffusers' class too; its autoencoder, which diffusers does not have,
+as plain torch. Before anything is timed the results are compared: the relative error of ours to diffusers in float32
+may be at most twice that of diffusers in the dtype that is measured, or 1 %.
 
 Needs diffusers, and an otherwise idle GPU. The file is written anew after each work; the exit code is 1 if one failed.
 """
@@ -40,6 +41,7 @@ RESULTS = Path(__file__).parent / "results"
 ERROR_RATIO_MAX = 2.0
 # A frame is compared as bytes, where a difference of one is about this much.
 ERROR_FLOOR = 0.01
+FP8 = "ours fp8"
 # Compiling may take this share of a work's time; the rest is for the measurement.
 COMPILE_SHARE = 0.8
 
@@ -100,6 +102,10 @@ class Bench:
                 methods[name] = self._build(name, work, entry, closing)
             expected = self._expected(work)
             entry["comparison"] = compare(methods, expected)
+            if FP8 in work.methods and self._options.device.type == "cuda":
+                methods[FP8] = self._build(FP8, work, entry, closing)
+                error = entry["comparison"][FP8] = relative_error(methods[FP8].output(), expected)
+                print(f"  relative error of {FP8}: {error:.2e}", flush=True)
             if "compiled" in work.methods and self._options.compile_mode:
                 compile_s = COMPILE_SHARE * (end_s - time.perf_counter())
                 if compiled := self._try_compiled(work, entry, closing, compile_s):
@@ -112,16 +118,21 @@ class Bench:
 
     def _build(self, name: str, work: Work, entry: dict[str, Any], closing: ExitStack) -> Method:
         meter, started_s = MemoryMeter(self._options.device), time.perf_counter()
-        method = ours(self._subject.ours, work) if name == "ours" else theirs(name, self._parts(name), work)
+        method = self._method(name, work)
         closing.callback(method.close)
         build_s = time.perf_counter() - started_s
-        weights_mb, working_mb = self._weights_mb[name], meter.peak_mb(method.entrant.once)
+        weights_mb, working_mb = self._weights_mb.get(name), meter.peak_mb(method.entrant.once)
         entry["methods"][name] = {
             "build_s": build_s,
             "weights_mb": weights_mb,
             "peak_memory_mb": None if weights_mb is None or working_mb is None else weights_mb + working_mb,
         }
         return method
+
+    def _method(self, name: str, work: Work) -> Method:
+        if name == FP8:
+            return ours(self._subject.fp8(), work, FP8)
+        return ours(self._subject.ours, work) if name == "ours" else theirs(name, self._parts(name), work)
 
     def _parts(self, name: str) -> PeerParts:
         if name == "eager":

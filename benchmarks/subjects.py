@@ -29,10 +29,17 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Subject:
-    """One model on both sides."""
+    """One model on both sides.
+
+    Args:
+        ours: with our kernels.
+        weights: of theirs.
+        fp8: makes ours once more, multiplying in e4m3 what it can.
+    """
 
     ours: LatentModel
     weights: Weights
+    fp8: Callable[[], LatentModel]
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Work:
     kind: Literal["frame", "evaluation"]
     side: int
     steps: int = 1
-    methods: tuple[str, ...] = ("ours", "eager", "compiled")
+    methods: tuple[str, ...] = ("ours", "ours fp8", "eager", "compiled")
 
     def __str__(self) -> str:
         what = f"frame, {self.steps} step{'s' * (self.steps > 1)}" if self.kind == "frame" else "evaluation"
@@ -81,7 +88,8 @@ def mini(device: torch.device, dtype: torch.dtype) -> Subject:
     denoiser = MiniDenoiser(len(styles))
     load_into(denoiser, unpack(load_tensors(WEIGHTS_FOLDER / DENOISER_FILE, hashes[DENOISER_FILE])))
     weights = Weights(MINI_UNET, _copies(denoiser.unet), codec)
-    return Subject(Mini(codec(), denoiser, styles, device, dtype), weights)
+    ours = Mini(codec(), denoiser, styles, device, dtype)
+    return Subject(ours, weights, lambda: Mini(codec(), denoiser, styles, device, dtype, fp8=True))
 
 
 def diffusion(config: DiffusionConfig) -> Make:
@@ -92,7 +100,8 @@ def diffusion(config: DiffusionConfig) -> Make:
         unet_weights, codec_weights = _copies(unet), _copies(autoencoder)
         weights = Weights(config.unet, unet_weights, lambda: TinyCodec(config.autoencoder, codec_weights))
         prompt = random_prompt(config, SEED)
-        return Subject(LatentDiffusion(config, unet, autoencoder, prompt, device, dtype), weights)
+        parts = config, unet, autoencoder, prompt, device, dtype
+        return Subject(LatentDiffusion(*parts), weights, lambda: LatentDiffusion(*parts, fp8=True))
 
     return make
 
