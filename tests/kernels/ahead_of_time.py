@@ -1,8 +1,8 @@
-"""Compiles the kernels of whole frames for a GPU that need not be there; run in a process of its own.
+"""Compiles the kernels of whole frames for GPUs that need not be there; run in a process of its own.
 
-    python ahead_of_time.py CAPABILITY KIB
+    python ahead_of_time.py CAPABILITY:KIB …
 
-Prints a line of JSON for each kernel and tile: its name and the bytes of shared memory that a program has. Networks
+Prints a line of JSON for each GPU, kernel and tile, with the bytes of shared memory that a program has. Networks
 and pictures are on torch's meta device, so launches are those of a frame, of which nothing is computed. Of a matrix
 product's launches with equal tiles the one with the most options stands for all, since tiles are what takes memory; of
 other kernels the one with the largest blocks.
@@ -37,7 +37,7 @@ META = torch.device("meta")
 # Turing calculates in neither bf16 nor tiles of these sizes: there only what surrounds the networks is compiled.
 NETWORKS_FROM = 80
 # Of each kernel, the largest ones.
-TILES = 5
+TILES = 4
 PRODUCTS = ("conv3x3", "linear", "attention_conv", "attention")
 NETWORK_MODULES = (*PRODUCTS, "group_norm", "resample", "token_ops", "library_conv")
 
@@ -52,7 +52,8 @@ class Compiler:
         return self._target
 
     def get_current_device(self) -> int:
-        return 0
+        # Kernels keep what is compiled by this number.
+        return int(self._target.arch)
 
     def get_current_stream(self, device: int) -> int:
         del device
@@ -153,9 +154,12 @@ def main(capability: int, shared_kib: int) -> None:
         if capability < NETWORKS_FROM and module_of(kernel) in NETWORK_MODULES:
             continue
         compiled = kernel.warmup(*args, grid=grid, **meta)
-        line = json.dumps({"kernel": kernel.fn.__name__, "shared": compiled.metadata.shared})
+        shared = compiled.metadata.shared
+        line = json.dumps({"capability": capability, "kernel": kernel.fn.__name__, "shared": shared})
         sys.stdout.write(f"{line}\n")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    for argument in sys.argv[1:]:
+        capability, _, kib = argument.partition(":")
+        main(int(capability), int(kib))

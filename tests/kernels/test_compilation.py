@@ -23,16 +23,18 @@ PROGRAM = Path(__file__).with_name("ahead_of_time.py")
 # The GPU generations we care for, and the KiB of shared memory that a program may have there: Turing, data centre
 # Ampere, Ada (and its consumer siblings), and Hopper, which is what we measure on.
 SHARED_KIB = {75: 64, 80: 163, 89: 99, 90: 227}
+# The targets of each process; importing torch and describing networks takes as long as a third of the work.
+PROCESSES = ((80, 75), (90, 89))
 # Of the frame and the step only: the networks' kernels want Ampere.
 ON_TURING = 75
 
 
-def compile_for(capability: int, folder: Path) -> list[dict[str, object]]:
+def compile_for(capabilities: tuple[int, ...], folder: Path) -> list[dict[str, object]]:
     """What the program prints."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(folder / str(capability)), "OMP_NUM_THREADS": "1"}
+    environment |= {"TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, PROGRAM, str(capability), str(SHARED_KIB[capability])],
+        [sys.executable, PROGRAM, *(f"{each}:{SHARED_KIB[each]}" for each in capabilities)],
         env=environment,
         capture_output=True,
         text=True,
@@ -43,13 +45,11 @@ def compile_for(capability: int, folder: Path) -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def compilations(tmp_path_factory) -> dict[int, Future[list[dict[str, object]]]]:
-    """All under way, two at a time."""
+def compilations(tmp_path_factory) -> list[Future[list[dict[str, object]]]]:
+    """One after another of each process's, all processes under way."""
     folder = tmp_path_factory.mktemp("compiled")
-    pool = ThreadPoolExecutor(2)
-    started = {capability: pool.submit(compile_for, capability, folder) for capability in SHARED_KIB}
-    pool.shutdown(wait=False)
-    return started
+    with ThreadPoolExecutor(len(PROCESSES)) as pool:
+        return [pool.submit(compile_for, each, folder) for each in PROCESSES]
 
 
 def kernel_names() -> set[str]:
@@ -68,7 +68,7 @@ def kernel_names() -> set[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_KIB)
 def test_kernels_compile_within_shared_memory(compilations, capability):
-    compiled = compilations[capability].result()
+    compiled = [each for done in compilations for each in done.result() if each["capability"] == capability]
     limit = SHARED_KIB[capability] * 1024
     too_large = [each for each in compiled if not int(each["shared"]) <= limit]
     assert not too_large
