@@ -16,7 +16,17 @@ import typer
 from typer.core import TyperGroup
 
 from instantvision.integrations.forms import SINK_FORMS, SOURCE_FORMS
-from instantvision.pipeline.config import Fit, LiveConfig, Mix, Pipeline, Settings, Size, Temporal
+from instantvision.pipeline.config import (
+    Fit,
+    LiveConfig,
+    Mix,
+    Pipeline,
+    Settings,
+    Size,
+    Solver,
+    Spacing,
+    Temporal,
+)
 from instantvision.pipeline.control import FADE_S, Show
 from instantvision.pipeline.errors import InstantVisionError
 from instantvision.pipeline.presets import settings_for
@@ -70,14 +80,24 @@ SeedOption = Annotated[int | None, typer.Option(help="Of the noise.", show_defau
 TemporalOption = Annotated[
     Temporal,
     typer.Option(
-        help="What a frame takes over from the one before: nothing, the noise, or all that did not move."
+        help="What a frame takes over from the one before: nothing, the noise, all that did not move, or that and "
+        "deep features."
     ),
 ]
 EpsilonOption = Annotated[
     float, typer.Option(help="With warm: leave out steps that change less than this; 0 leaves none out.")
 ]
+SpacingOption = Annotated[Spacing, typer.Option(help="Where the steps lie; trailing for distilled models.")]
+SolverOption = Annotated[
+    Solver,
+    typer.Option(
+        help="How a step is made: first or second order, or (lcm, tcd) as a model was distilled for."
+    ),
+]
 FloorOption = Annotated[int, typer.Option(help="With warm: the fewest steps of a frame that moved.")]
-CeilingOption = Annotated[int, typer.Option(help="With warm: the most steps of a frame that is no cut.")]
+CeilingOption = Annotated[
+    int, typer.Option(help="With warm and full: the most steps of a frame that is no cut.")
+]
 PipelineOption = Annotated[
     Pipeline,
     typer.Option(
@@ -158,6 +178,8 @@ def render(
     epsilon: EpsilonOption = DEFAULTS.epsilon,
     steps_floor: FloorOption = DEFAULTS.steps_floor,
     steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
+    spacing: SpacingOption = DEFAULTS.spacing,
+    solver: SolverOption = DEFAULTS.solver,
     pipeline: PipelineOption = DEFAULTS.pipeline,
     max_frames: Annotated[int | None, typer.Option(help="Stop after so many.", show_default="all")] = None,
     as_json: JsonOption = False,
@@ -170,6 +192,8 @@ def render(
         epsilon=epsilon,
         steps_floor=steps_floor,
         steps_ceiling=steps_ceiling,
+        spacing=spacing,
+        solver=solver,
         pipeline=pipeline,
     )
     from instantvision.pipeline.render import RenderJob
@@ -198,6 +222,8 @@ def run(
     epsilon: EpsilonOption = DEFAULTS.epsilon,
     steps_floor: FloorOption = DEFAULTS.steps_floor,
     steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
+    spacing: SpacingOption = DEFAULTS.spacing,
+    solver: SolverOption = DEFAULTS.solver,
     pipeline: PipelineOption = DEFAULTS.pipeline,
     duration: Annotated[float | None, typer.Option(help="Seconds.", show_default="until Ctrl-C")] = None,
     fit: Annotated[
@@ -232,6 +258,8 @@ def run(
         epsilon=epsilon,
         steps_floor=steps_floor,
         steps_ceiling=steps_ceiling,
+        spacing=spacing,
+        solver=solver,
         pipeline=pipeline,
     )
     config = LiveConfig(fps=fps, duration_s=duration)
@@ -266,6 +294,8 @@ def bench(
     preset: PresetOption = str(DEFAULTS.mix),
     size: Annotated[str | None, typer.Option(help=SIZE_HELP, show_default=str(BENCH_SIDE))] = None,
     steps: StepsOption = DEFAULTS.steps,
+    spacing: SpacingOption = DEFAULTS.spacing,
+    solver: SolverOption = DEFAULTS.solver,
     pipeline: PipelineOption = DEFAULTS.pipeline,
     frames: Annotated[
         int | None, typer.Option(min=2, help="Of each measurement.", show_default=str(BENCH_FRAMES))
@@ -277,7 +307,7 @@ def bench(
 ) -> None:
     """Measure how long a frame takes, stage by stage, and what it costs."""
     settings = settings_for(Mix.parse(preset), size=_size(size), steps=steps)
-    settings = dataclasses.replace(settings, pipeline=pipeline)
+    settings = dataclasses.replace(settings, spacing=spacing, solver=solver, pipeline=pipeline)
     from instantvision.pipeline import bench as bench_module
     from instantvision.pipeline import bench_report
     from instantvision.pipeline.report import bench_table, progress_bar

@@ -78,7 +78,7 @@ TOLERANCES = {torch.bfloat16: 2e-2, torch.float16: 2e-2, torch.float32: 1e-4}
 # Arguments that are a layer's own and not a frame's.
 WEIGHTS = {
     "weight", "bias", "norm_weight", "norm_bias", "norm", "update_bias", "embedding", "modulation", "scale",
-    "queries_to_scores", "scores_to_out", "query", "keys_values", "out",
+    "folded", "queries_to_scores", "scores_to_out", "query", "keys_values", "out",
 }  # fmt: skip
 ATTENTIONS = ("attention", "attention_conv", "cross_attention")
 BACKENDS = {
@@ -361,16 +361,14 @@ def _chosen(case: Case, device: torch.device) -> str:
     if case.kernel == "attention":
         return "the fastest"
     if case.kernel == "conv3x3" and device.type == "cuda":
-        from instantvision.kernels.library_conv import library_wins
+        from instantvision.kernels.library_conv import unfused_way
 
         given = case.ours.arguments
         framed, weight = given["framed"], given["weight"]
-        positions = len(framed) * math.prod(
-            (side - 3) // given.get("stride", 1) + 1 for side in framed.shape[2:]
-        )
-        simple = not given.get("activation") and not given.get("framed_out") and weight.element_size() == 2
-        if simple and library_wins(positions, framed.shape[1], len(weight)):
-            return "cuDNN, finish"
+        height, width = ((side - 3) // given.get("stride", 1) + 1 for side in framed.shape[2:])
+        form = len(framed) * height * width, framed.shape[1], len(weight), weight.element_size()
+        if not given.get("activation") and not given.get("framed_out") and (way := unfused_way(*form)):
+            return f"{way}, finish"
     return "ours"
 
 
@@ -416,7 +414,7 @@ def _shape(arguments: dict[str, Any]) -> str:
 def _settled(kernel: str, result: Any) -> list[Tensor]:
     """Results of a kernel and of its reference alike: attention's parts and moments added up."""
     found = [tensor.float() for tensor in tensors(result)]
-    if kernel in ("conv3x3", "linear"):
+    if kernel in ("conv3x3", "conv3x3_doubled", "linear"):
         return [*found[:1], *(moments.sum(1) for moments in found[1:])]
     if kernel == "channel_moments" or (kernel == "attention_conv" and found[0].dim() == 4):
         return [found[0].sum(1)]

@@ -91,6 +91,27 @@ class LayerOps(Protocol):
         scale: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]: ...
 
+    def conv3x3_doubled(
+        self,
+        framed: Tensor,
+        folded: Tensor,
+        bias: Tensor,
+        *,
+        activation: Literal["silu", "relu"] | None = None,
+        framed_out: bool = False,
+        moments: bool = False,
+    ) -> tuple[Tensor, Tensor | None]: ...
+
+    def finish(
+        self,
+        sums: Tensor,
+        bias: Tensor,
+        embedding: Tensor | None = None,
+        residual: Tensor | None = None,
+        *,
+        moments: bool,
+    ) -> tuple[Tensor, Tensor | None]: ...
+
     def channel_moments(self, x: Tensor) -> Tensor: ...
 
     def group_norm(

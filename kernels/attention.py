@@ -58,7 +58,7 @@ def attend(queries: Tensor, keys_values: Tensor | None, heads: int) -> Tensor:
     query, key, _ = reference.apart(queries, keys_values, heads)
     batch, _, tokens, width = query.shape
     context, channels = key.shape[2], heads * width
-    block_m, block_n, warps, stages = _blocks(tokens, context)
+    block_m, block_n, warps, stages = _blocks(context, triton.cdiv(tokens, 64) * heads * batch)
     if shared_memory(queries) < 2 * (block_m + 2 * stages * block_n) * width + 8192:
         stages = 2
     block_width = max(16, triton.next_power_of_2(width))
@@ -93,11 +93,14 @@ def attend(queries: Tensor, keys_values: Tensor | None, heads: int) -> Tensor:
     return out
 
 
-def _blocks(tokens: int, context: int) -> tuple[int, int, int, int]:
-    """Queries and keys a step, warps and pipeline stages: measured on an H100."""
+def _blocks(context: int, programs: int) -> tuple[int, int, int, int]:
+    """Queries and keys a step, warps and pipeline stages: measured on an H100, for so many tiles of 64 queries."""
     if context <= 128:
         return 64, max(16, triton.next_power_of_2(context)), 4, 2
-    return (128, 128, 8, 3) if tokens >= 4096 else (64, 128, 4, 3)
+    if programs > 400:
+        return 64, 64, 4, 3
+    # Three programs share a multiprocessor's memory, where there are as many.
+    return 64, 128, 4, 2 if programs > 264 else 3
 
 
 def _library(backend: SDPBackend) -> Attend:

@@ -25,11 +25,13 @@ from instantvision.kernels.launch import (
     shared_memory,
     uses_descriptors,
 )
-from instantvision.kernels.library_conv import library_conv3x3, library_wins
+from instantvision.kernels.library_conv import finish, library_sum, pointwise, unfused_way
 from instantvision.kernels.resample import rms_norm_silu
 
 # Values of a result from which on tiles of whole positions, which can be normalised on store, keep a GPU busy.
 WHOLE_ROWS_MIN = 2**22
+# Programs that split sums are parted for: one for each multiprocessor of an H100.
+SPLIT_PROGRAMS = 132
 
 
 def conv3x3(
@@ -55,12 +57,12 @@ def conv3x3(
             activation=activation, moments=moments, scale=scale,
         )  # fmt: skip
     height, width = (framed.shape[2] - 3) // stride + 1, (framed.shape[3] - 3) // stride + 1
-    simple = activation is None and not framed_out and weight.element_size() == 2 and framed.is_cuda
-    if simple and library_wins(len(framed) * height * width, framed.shape[1], len(weight)):
-        return library_conv3x3(
-            framed, weight, bias, stride=stride, embedding=embedding, shortcut=shortcut, residual=residual,
-            moments=moments,
-        )  # fmt: skip
+    if activation is None and not framed_out and framed.is_cuda:
+        way = unfused_way(len(framed) * height * width, framed.shape[1], len(weight), weight.element_size())
+        if way is not None:
+            convolve = library_sum if way == "library" else split_sum
+            added = residual if shortcut is None else pointwise(*shortcut)
+            return finish(convolve(framed, weight, stride, scale), bias, embedding, added, moments=moments)
     border = 2 if framed_out else 0
     out = reference.picture_buffer(framed, len(weight), height + border, width + border, bias.dtype)
     # Positions are counted along framed lines, so that a tile is a run of rows; those past a line's end are dropped.
@@ -108,6 +110,60 @@ def conv3x3_rms(
     return out, normalised
 
 
+def conv3x3_doubled(
+    framed: Tensor,
+    folded: Tensor,
+    bias: Tensor,
+    *,
+    activation: reference.Activation = None,
+    framed_out: bool = False,
+    moments: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """See `reference_layers.conv3x3_doubled`."""
+    reference.check_doubled(framed, folded, bias)
+    batch, channels, framed_height, framed_width = framed.shape
+    height, width, features = framed_height - 2, framed_width - 2, len(bias)
+    border = 2 if framed_out else 0
+    out = reference.picture_buffer(framed, features, 2 * height + border, 2 * width + border)
+    positions = height * framed_width
+    blocks = _doubled_blocks(batch * positions, features, channels)
+    blocks = blocks.fitted(shared_memory(framed))
+    tiles = triton.cdiv(positions, blocks.rows)
+    parts = framed.new_empty((batch, 4 * tiles, 2, features), dtype=torch.float32) if moments else None
+    _launch(
+        framed, folded, bias, out, None, blocks, tiles, height, width, stride=1, embedding=None,
+        shortcut=None, residual=None, norm=None, parts=parts, activation=activation, framed_out=framed_out,
+        eps=0.0, scale=None, doubled=True,
+    )  # fmt: skip
+    return out, parts
+
+
+def split_sum(framed: Tensor, weight: Tensor, stride: int, scale: Tensor | None) -> Tensor:
+    """The sums of a convolution in parts, each over a share of taps and channels: for `finish` to add up.
+
+    With few positions, tiles for all multiprocessors come from parting the sums, whose weights are what takes time.
+
+    Returns:
+        [B, parts, N, h, w], float32, each part channels_last.
+    """
+    height, width = (framed.shape[2] - 3) // stride + 1, (framed.shape[3] - 3) // stride + 1
+    channels, features = framed.shape[1], len(weight)
+    positions = (height - 1) * framed.shape[3] + width
+    deep = 128 if channels % 128 == 0 else _depth(channels)
+    blocks = Blocks(64, 128, deep, 4, 4).fitted(shared_memory(framed), weight.element_size())
+    tiles = triton.cdiv(positions, blocks.rows)
+    programs = tiles * triton.cdiv(features, blocks.columns) * len(framed)
+    steps = 9 * channels // blocks.depth
+    splits = max(1, min(SPLIT_PROGRAMS // programs, steps // 4))
+    parts = framed.new_empty((len(framed), splits, height, width, features), dtype=torch.float32)
+    _launch(
+        framed, weight, weight, parts, None, blocks, tiles, height, width, stride=stride, embedding=None, shortcut=None,
+        residual=None, norm=None, parts=None, activation=None, framed_out=False, eps=0.0, scale=scale,
+        splits=splits,
+    )  # fmt: skip
+    return parts.permute(0, 1, 4, 2, 3)
+
+
 class Blocks(NamedTuple):
     """Tile of the result, depth of a step, warps and pipeline stages of a program."""
 
@@ -137,9 +193,10 @@ def _blocks(positions: int, features: int, channels: int, value_bytes: int) -> B
         return Blocks(
             128 if positions > 16384 else 64, max(16, triton.next_power_of_2(features)), depth, 4, 4
         )
-    if value_bytes == 1:
-        many = triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120
-        return Blocks(128, 128, deep, 8, 3) if many else Blocks(64, 128, deep, 4, 4)
+    if value_bytes == 1 and positions >= 16384:
+        return Blocks(256, 128, deep, 8, 4)
+    if value_bytes == 1 and triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120:
+        return Blocks(128, 128, deep, 8, 3)
     if features > 128 and triton.cdiv(positions, 256) * triton.cdiv(features, 128) >= 120:
         return Blocks(256, 128, depth, 8, 3)
     if triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120:
@@ -151,6 +208,16 @@ def _blocks(positions: int, features: int, channels: int, value_bytes: int) -> B
     if triton.cdiv(positions, 64) * triton.cdiv(features, 128) >= 120:
         return Blocks(128, 64, deep, 4, 4)
     return Blocks(64, 64, deep, 4, 4)
+
+
+def _doubled_blocks(positions: int, features: int, channels: int) -> Blocks:
+    """Of `conv3x3_doubled`, four corners of so many positions: measured on an H100."""
+    depth = _depth(channels)
+    if features <= 64:
+        return Blocks(128, max(16, triton.next_power_of_2(features)), depth, 4, 4)
+    if 4 * triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120:
+        return Blocks(128, 128, depth, 4, 3)
+    return Blocks(128, 64, 128 if channels % 128 == 0 else depth, 4, 4)
 
 
 def _launch(
@@ -174,17 +241,19 @@ def _launch(
     framed_out: bool,
     eps: float,
     scale: Tensor | None,
+    doubled: bool = False,
+    splits: int = 0,
 ) -> None:
     """Launch the kernel; what is absent is passed as some other tensor, since a kernel wants a pointer."""
     batch, channels, framed_height, framed_width = framed.shape
-    features = len(weight)
+    features = len(bias)  # `weight` has four times as many rows where it is folded
     sources, shortcut_weight = shortcut or ((), weight)
-    first, second = (*sources, framed, framed)[:2]
+    first, second = (*sources, *sources, framed, framed)[:2]
     descriptors = uses_descriptors(framed)
     # At stride 2 a row of the matrix is a pair of neighbouring positions: taps are whole rows apart again.
     x_matrix = framed.permute(0, 2, 3, 1).reshape(-1, stride * channels)
-    w_matrix = weight.permute(0, 2, 3, 1).reshape(features, 9 * channels)
-    grid = (triton.cdiv(features, blocks.columns), tiles, batch)
+    w_matrix = weight.permute(0, 2, 3, 1).flatten(1)
+    grid = (triton.cdiv(features, blocks.columns), tiles, batch * (4 if doubled else max(1, splits)))
     launch(
         conv3x3_kernel,
         grid,
@@ -214,6 +283,8 @@ def _launch(
         FIRST=sources[0].shape[1] if sources else 0,
         SECOND=sources[1].shape[1] if len(sources) > 1 else 0,
         STRIDE=stride,
+        DOUBLED=doubled,
+        SPLITS=splits,
         EMBEDDING=embedding is not None,
         RESIDUAL=_form(residual, height),
         ACTIVATION=activation,
@@ -270,6 +341,8 @@ def conv3x3_kernel(
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
     STRIDE: tl.constexpr,
+    DOUBLED: tl.constexpr,
+    SPLITS: tl.constexpr,
     EMBEDDING: tl.constexpr,
     RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -288,12 +361,24 @@ def conv3x3_kernel(
     """BLOCK_M positions by BLOCK_N features of the result a program.
 
     18·h·w·C·N operations; reads 2·(h·w·C + 9·C·N) bytes (bf16), writes 2·h·w·N. On store, and so without a pass:
-    bias, embedding, 1x1 convolution of the shortcut, residual, SiLU, frame, the sums of the next group normalisation,
-    or a normalised second result.
+    bias, embedding, 1x1 convolution of the shortcut, residual, activation, frame, the sums of the next group
+    normalisation, or a normalised second result. Doubled, each corner of the enlarged positions is a convolution of its
+    own with four taps: 32·h·w·C·N operations for four times the positions.
     """
     i_n = tl.program_id(0)
     i_m = tl.program_id(1)
     i_batch = tl.program_id(2)
+    taps_wide: tl.constexpr = 2 if DOUBLED else 3
+    taps: tl.constexpr = taps_wide * taps_wide
+    corner_y, corner_x, first_weight = 0, 0, 0
+    if DOUBLED:
+        corner_y, corner_x, first_weight = i_batch % 4 // 2, i_batch % 2, i_batch % 4 * N
+        i_batch = i_batch // 4
+    i_split = 0
+    if SPLITS > 0:
+        i_split = i_batch % SPLITS
+        i_batch = i_batch // SPLITS
+    i_part = tl.program_id(2) * tl.num_programs(1) + i_m
     # Distances within the framed picture, in rows of x: to the next line, and between lines of the result.
     line = framed_width // STRIDE
     pitch = framed_width
@@ -305,29 +390,38 @@ def conv3x3_kernel(
     m_position = (i_y < height) & (i_x < width)
     m_feature = i_feature < N
     i_pixel = i_batch * (height * width) + i_y * width + i_x
+    if DOUBLED:
+        i_pixel = i_batch * (4 * height * width) + (2 * i_y + corner_y) * (2 * width) + 2 * i_x + corner_x
+    if SPLITS > 0:
+        i_pixel += (i_batch * (SPLITS - 1) + i_split) * (height * width)
     if USE_PDL:
-        i_program = (i_batch * tl.num_programs(1) + i_m) * tl.num_programs(0) + i_n
+        i_program = i_part * tl.num_programs(0) + i_n
         programs = tl.num_programs(0) * tl.num_programs(1)
         prefetch(p_weight, 9 * C * N, i_program, programs, PREFETCH, THREADS)
         tl.extra.cuda.gdc_wait()
     steps: tl.constexpr = C // BLOCK_K
+    first_step, last_step = 0, taps * steps
+    if SPLITS > 0:
+        share: tl.constexpr = (taps * steps + SPLITS - 1) // SPLITS
+        first_step = i_split * share
+        last_step = tl.minimum(first_step + share, taps * steps)
     b_sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for i in range(9 * steps):
+    for i in range(first_step, last_step):
         tap = i // steps
         k = (i % steps) * BLOCK_K
-        tap_y = tap // 3
-        tap_x = tap % 3
+        tap_y = tap // taps_wide + corner_y
+        tap_x = tap % taps_wide + corner_x
         x_row = row + tap_y * line + tap_x // STRIDE
         x_column = (tap_x % STRIDE) * C + k
         if DESCRIPTORS:
             b_x = x.load([x_row, x_column])
-            b_w = w.load([i_n * BLOCK_N, i * BLOCK_K])
+            b_w = w.load([first_weight + i_n * BLOCK_N, i * BLOCK_K])
         else:
             i_row = x_row + tl.arange(0, BLOCK_M)
             i_column = tl.arange(0, BLOCK_K)
             o_x = i_row.to(tl.int64)[:, None] * (STRIDE * C) + x_column + i_column[None, :]
             b_x = tl.load(x + o_x, mask=(i_row < x_rows)[:, None], other=0)
-            o_w = i_feature[:, None] * (9 * C) + i * BLOCK_K + i_column[None, :]
+            o_w = (first_weight + i_feature)[:, None] * (taps * C) + i * BLOCK_K + i_column[None, :]
             b_w = tl.load(w + o_w, mask=m_feature[:, None], other=0)
         b_sum = tl.dot(b_x, b_w.T, b_sum)
     if SCALED:
@@ -344,11 +438,12 @@ def conv3x3_kernel(
             b_x = tl.load(p_second + o_x, mask=m_position[:, None], other=0)
             o_w = i_feature[:, None] * (FIRST + SECOND) + FIRST + k + i_column[None, :]
             b_sum = tl.dot(b_x, tl.load(p_shortcut + o_w, mask=m_feature[:, None], other=0).T, b_sum)
-    b_bias = tl.load(p_bias + i_feature, mask=m_feature, other=0).to(tl.float32)
-    if EMBEDDING:
-        o_embedding = i_batch * embedding_stride + i_feature
-        b_bias += tl.load(p_embedding + o_embedding, mask=m_feature, other=0).to(tl.float32)
-    b_sum += b_bias[None, :]
+    if SPLITS == 0:
+        b_bias = tl.load(p_bias + i_feature, mask=m_feature, other=0).to(tl.float32)
+        if EMBEDDING:
+            o_embedding = i_batch * embedding_stride + i_feature
+            b_bias += tl.load(p_embedding + o_embedding, mask=m_feature, other=0).to(tl.float32)
+        b_sum += b_bias[None, :]
     o_pixel = i_pixel.to(tl.int64)[:, None] * N + i_feature[None, :]
     m_inside = m_position[:, None] & m_feature[None, :]
     if RESIDUAL == "plain":
@@ -363,7 +458,7 @@ def conv3x3_kernel(
         b_sum = tl.maximum(b_sum, 0.0)
     if MOMENTS:
         b_counted = tl.where(m_inside, b_sum, 0.0)
-        o_moments = (i_batch * tl.num_programs(1) + i_m) * (2 * N) + i_feature
+        o_moments = i_part * (2 * N) + i_feature
         tl.store(p_moments + o_moments, tl.sum(b_counted, 0), mask=m_feature)
         tl.store(p_moments + o_moments + N, tl.sum(b_counted * b_counted, 0), mask=m_feature)
     if NORM:
@@ -373,7 +468,26 @@ def conv3x3_kernel(
         b_sum *= tl.sigmoid(b_sum)
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    if FRAMED_OUT:
+    if FRAMED_OUT and DOUBLED:
+        # Positions past a line's end are two: one clears the frame's right side, the other its left.
+        doubled_pitch = 2 * width + 2
+        column = tl.where(i_x > width, 0, 2 * i_x + corner_x + 1)
+        i_framed = (2 * i_y + corner_y + 1) * doubled_pitch + column
+        i_frame = i_batch * ((2 * height + 2) * doubled_pitch)
+        m_framed = (i_y < height) & ((i_x < width) | (i_x == width + corner_x))
+        o_framed = (i_frame + i_framed).to(tl.int64)[:, None] * N + i_feature[None, :]
+        b_framed = tl.where(m_inside, b_sum, 0.0).to(p_out.dtype.element_ty)
+        tl.store(p_normalised + o_framed, b_framed, mask=m_framed[:, None] & m_feature[None, :])
+        # The first tiles of the upper left and the lower right corners clear the frame's top and bottom.
+        if (i_m == 0) & (corner_x == corner_y):
+            b_empty = tl.zeros((BLOCK_M, BLOCK_N), p_out.dtype.element_ty)
+            i_line = i_frame + corner_y * (2 * height + 1) * doubled_pitch
+            for start in range(0, doubled_pitch, BLOCK_M):
+                i_column = start + tl.arange(0, BLOCK_M)
+                o_framed = (i_line + i_column).to(tl.int64)[:, None] * N + i_feature[None, :]
+                m_line = (i_column < doubled_pitch)[:, None] & m_feature[None, :]
+                tl.store(p_normalised + o_framed, b_empty, mask=m_line)
+    elif FRAMED_OUT:
         # Line 1, column 1 of the framed result is position 0; what lies past a line's end falls on the frame's sides.
         total = (height + 2) * pitch
         first = pitch + 1

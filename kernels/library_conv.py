@@ -1,7 +1,9 @@
-"""3x3 convolutions of many channels over few positions by cuDNN, which splits their sums, and one pass for the rest.
+"""3x3 convolutions of many channels over few positions: sums first, by cuDNN or in parts, and one pass for the rest.
 
 Which shapes these are was measured on an H100 with weights that come from memory (benchmarks/README.md). Needs triton.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,87 +11,77 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from instantvision.kernels import reference_layers as reference
 from instantvision.kernels.launch import launch, overlapped
 
 # Above so many positions our own kernel has tiles for every multiprocessor.
 POSITIONS_MAX = 4096
-# Input times output channels from which on cuDNN wins there.
+# Up to so many, in numbers of two bytes and of one, it has too few and parts the sums.
+SPLIT_MAX = {2: 64, 1: 256}
+# Input times output channels from which on sums are long enough for either.
 CHANNELS_MIN = 640 * 1280
 # Positions and channels a program of the last pass.
 ROWS, COLUMNS = 32, 64
 
 
-def library_wins(positions: int, channels: int, features: int) -> bool:
-    """Whether cuDNN and a pass of its own are faster than our kernel, in 16-bit numbers on a GPU."""
-    return positions <= POSITIONS_MAX and channels * features >= CHANNELS_MIN
+def unfused_way(
+    positions: int, channels: int, features: int, value_bytes: int
+) -> Literal["library", "split"] | None:
+    """Which way of computing sums first and the rest in a pass of its own is faster than doing all at once, if any."""
+    if positions > POSITIONS_MAX or channels * features < CHANNELS_MIN:
+        return None
+    if positions <= SPLIT_MAX.get(value_bytes, 0):
+        return "split"
+    # cuDNN has no convolution in e4m3 that takes pictures as they are here.
+    return "library" if value_bytes == 2 else None
 
 
-def library_conv3x3(
-    framed: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    stride: int,
-    embedding: Tensor | None,
-    shortcut: tuple[tuple[Tensor, ...], Tensor] | None,
-    residual: Tensor | None,
-    moments: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """`reference_layers.conv3x3` without activation or frame."""
-    convolved = F.conv2d(framed, weight, stride=stride).contiguous(memory_format=torch.channels_last)
-    added = [residual] if residual is not None else []
-    if shortcut is not None:
-        added.append(_pointwise(*shortcut))
-    return finish(convolved, bias, embedding, *added[:1], moments=moments)
+def library_sum(framed: Tensor, weight: Tensor, stride: int, scale: Tensor | None) -> Tensor:
+    """cuDNN's convolution, [B, 1, N, h, w]; it has no scale."""
+    del scale
+    convolved = F.conv2d(framed, weight, stride=stride)
+    return convolved.contiguous(memory_format=torch.channels_last)[:, None]
 
 
 def finish(
-    convolved: Tensor,
+    sums: Tensor,
     bias: Tensor,
-    embedding: Tensor | None,
+    embedding: Tensor | None = None,
     residual: Tensor | None = None,
     *,
     moments: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Add bias, embedding and residual to a picture in place, and count its moments.
-
-    Args:
-        convolved: [B, N, h, w], channels_last.
-        bias: [N].
-        embedding: [B or 1, N].
-        residual: like `convolved`.
-        moments: count them.
-
-    Returns:
-        The picture, and its moments or None.
-    """
-    batch, features, height, width = convolved.shape
+    """See `reference_layers.finish`."""
+    batch, count, features, height, width = sums.shape
     positions = height * width
     tiles = triton.cdiv(positions, ROWS)
-    parts = convolved.new_empty((batch, tiles, 2, features), dtype=torch.float32) if moments else None
+    out = reference.picture_buffer(sums, features, height, width, bias.dtype)
+    parts = sums.new_empty((batch, tiles, 2, features), dtype=torch.float32) if moments else None
     launch(
         finish_kernel,
         (triton.cdiv(features, COLUMNS), tiles, batch),
-        convolved,
+        sums,
         bias,
         bias if embedding is None else embedding,
-        convolved if residual is None else residual,
+        out if residual is None else residual,
+        out,
         bias if parts is None else parts,
         positions,
         0 if embedding is None or len(embedding) == 1 else embedding.stride(0),
         N=features,
+        COUNT=count,
         EMBEDDING=embedding is not None,
         RESIDUAL=residual is not None,
         MOMENTS=moments,
         BLOCK_M=ROWS,
         BLOCK_N=COLUMNS,
         num_warps=4,
-        **overlapped(convolved),
+        **overlapped(sums),
     )
-    return convolved, parts
+    return out, parts
 
 
-def _pointwise(pictures: tuple[Tensor, ...], weight: Tensor) -> Tensor:
+def pointwise(pictures: tuple[Tensor, ...], weight: Tensor) -> Tensor:
     """A 1x1 convolution, [N, C], over pictures side by side."""
     batch, _, height, width = pictures[0].shape
     first, *others = (picture.permute(0, 2, 3, 1).flatten(0, 2) for picture in pictures)
@@ -103,14 +95,16 @@ def _pointwise(pictures: tuple[Tensor, ...], weight: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize=["positions", "embedding_stride"])
 def finish_kernel(
-    p_x,
+    p_sums,
     p_bias,
     p_embedding,
     p_residual,
+    p_out,
     p_moments,
     positions,
     embedding_stride,
     N: tl.constexpr,
+    COUNT: tl.constexpr,
     EMBEDDING: tl.constexpr,
     RESIDUAL: tl.constexpr,
     MOMENTS: tl.constexpr,
@@ -120,8 +114,8 @@ def finish_kernel(
 ):
     """BLOCK_M positions by BLOCK_N features a program.
 
-    Reads 2·h·w·N bytes (bf16), twice that with a residual, writes 2·h·w·N. Saves three passes: embedding, residual and
-    statistics.
+    Reads 2·h·w·N bytes (bf16) of a library's sums or 4 of each part of ours, 2·h·w·N of a residual, writes 2·h·w·N.
+    Saves three passes: embedding, residual and statistics.
     """
     i_m = tl.program_id(1)
     i_batch = tl.program_id(2)
@@ -136,7 +130,10 @@ def finish_kernel(
         b_bias += tl.load(p_embedding + o_embedding, mask=m_feature, other=0).to(tl.float32)
     if USE_PDL:
         tl.extra.cuda.gdc_wait()
-    b_x = tl.load(p_x + o_x, mask=m_x, other=0).to(tl.float32) + b_bias[None, :]
+    b_x = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) + b_bias[None, :]
+    o_sums = (i_batch * (COUNT - 1) * positions).to(tl.int64) * N + o_x
+    for i in tl.static_range(COUNT):
+        b_x += tl.load(p_sums + o_sums + i * positions * N, mask=m_x, other=0).to(tl.float32)
     if RESIDUAL:
         b_x += tl.load(p_residual + o_x, mask=m_x, other=0).to(tl.float32)
     if MOMENTS:
@@ -146,4 +143,4 @@ def finish_kernel(
         tl.store(p_moments + o_moments + N, tl.sum(b_counted * b_counted, 0), mask=m_feature)
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    tl.store(p_x + o_x, b_x.to(p_x.dtype.element_ty), mask=m_x)
+    tl.store(p_out + o_x, b_x.to(p_out.dtype.element_ty), mask=m_x)

@@ -92,6 +92,57 @@ def conv3x3(
     return frame((y,)) if framed_out else y.contiguous(memory_format=torch.channels_last), parts
 
 
+def conv3x3_doubled(
+    framed: Tensor,
+    folded: Tensor,
+    bias: Tensor,
+    *,
+    activation: Activation = None,
+    framed_out: bool = False,
+    moments: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Enlarge a picture to twice its height and width by repeating positions, and convolve it.
+
+    Of the nine taps of a convolution over repeated positions several read the same one: each of the four corners of an
+    enlarged position has four taps over the picture as it is.
+
+    Args:
+        framed: [B, C, h + 2, w + 2], channels_last.
+        folded: of `fold_doubling`, [4·N, C, 2, 2], channels_last.
+        bias: [N].
+        activation, framed_out, moments: as of `conv3x3`.
+
+    Returns:
+        The result, [B, N, 2·h, 2·w] or framed, channels_last, and its moments or None.
+
+    Raises:
+        ValueError: the arguments are not of that form.
+    """
+    check_doubled(framed, folded, bias)
+    height, width = framed.shape[2] - 2, framed.shape[3] - 2
+    y = picture_buffer(framed, len(bias), 2 * height, 2 * width)
+    for i, weight in enumerate(folded.unflatten(0, (4, -1))):
+        top, left = i // 2, i % 2
+        corner = framed[:, :, top : top + height + 1, left : left + width + 1]
+        y[:, :, top::2, left::2] = F.conv2d(corner, weight, bias)
+    if activation is not None:
+        y = F.silu(y) if activation == "silu" else F.relu(y)
+    parts = channel_moments(y) if moments else None
+    return frame((y,)) if framed_out else y, parts
+
+
+def fold_doubling(weight: Tensor) -> Tensor:
+    """The weight of a 3x3 convolution, [N, C, 3, 3], for `conv3x3_doubled`."""
+    rows = weight.float()
+    first, second, third = rows.unbind(2)
+    pairs = [torch.stack([first, second + third], 2), torch.stack([first + second, third], 2)]
+    corners = []
+    for pair in pairs:
+        first, second, third = pair.unbind(3)
+        corners += [torch.stack([first, second + third], 3), torch.stack([first + second, third], 3)]
+    return torch.cat(corners).to(weight.dtype).contiguous(memory_format=torch.channels_last)
+
+
 def channel_moments(x: Tensor) -> Tensor:
     """Moments of a picture [B, C, h, w]: [B, parts, 2, C]."""
     values = x.float()
@@ -408,6 +459,44 @@ def check_conv3x3(framed: Tensor, weight: Tensor, stride: int, framed_out: bool)
         raise ValueError(f"weight is {list(weight.shape)} for a picture {list(framed.shape)}")
     if stride == 2 and framed_out:
         raise ValueError("a result of stride 2 has no frame")
+
+
+def check_doubled(framed: Tensor, folded: Tensor, bias: Tensor) -> None:
+    """Check the arguments of `conv3x3_doubled`."""
+    for name, tensor in (("framed picture", framed), ("weight", folded)):
+        if not tensor.is_contiguous(memory_format=torch.channels_last):
+            raise ValueError(f"the {name} is {list(tensor.shape)} in another order than channels_last")
+    if folded.shape != (4 * len(bias), framed.shape[1], 2, 2):
+        raise ValueError(f"weight is {list(folded.shape)} for a picture {list(framed.shape)}")
+
+
+def finish(
+    sums: Tensor,
+    bias: Tensor,
+    embedding: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    moments: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """What a library's convolution or product leaves to be done: bias, embedding and residual.
+
+    Args:
+        sums: in parts that are added up, [B, parts, N, h, w], each channels_last.
+        bias: [N], of the result's type.
+        embedding: [B or 1, N].
+        residual: like the result.
+        moments: also of the result.
+
+    Returns:
+        The result, [B, N, h, w], and its moments or None.
+    """
+    y = sums.float().sum(1) + bias.float()[:, None, None]
+    if embedding is not None:
+        y = y + embedding.float()[:, :, None, None]
+    if residual is not None:
+        y = y + residual.float()
+    y = y.to(bias.dtype).contiguous(memory_format=torch.channels_last)
+    return y, channel_moments(y) if moments else None
 
 
 def check_group_norm(pictures: tuple[Tensor, ...], weight: Tensor, groups: int) -> None:

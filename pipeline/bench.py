@@ -53,7 +53,7 @@ class BenchReport:
     """One measurement.
 
     Args:
-        size, steps, strength, pipeline: of the frames.
+        size, steps, strength, spacing, solver, pipeline: of the frames.
         frames: measured, each of `input` size.
         stages_ms: by name, in order, each measured by itself; on a GPU as CUDA graphs, by the GPU's clock, where their
             sum may differ a little from device_ms. `fit` runs on the CPU. With throughput `denoise` is one evaluation,
@@ -70,6 +70,8 @@ class BenchReport:
     size: str
     steps: int
     strength: float
+    spacing: str
+    solver: str
     pipeline: str
     frames: int
     input: str
@@ -137,6 +139,8 @@ def run(
         size=str(settings.size),
         steps=settings.steps if settings.strength else 0,
         strength=settings.strength,
+        spacing=settings.spacing,
+        solver=settings.solver,
         pipeline=settings.pipeline,
         frames=frames,
         input=f"{CAMERA[0]}x{CAMERA[1]}",

@@ -6,7 +6,7 @@ Knows nothing of the command line, torch or threads. Frozen, so a Settings objec
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from instantvision.pipeline.errors import ConfigError
 
@@ -17,8 +17,13 @@ STEPS_MAX = 50
 FPS_MAX = 240.0
 
 Fit = Literal["cover", "letterbox"]
-Temporal = Literal["off", "noise", "warm"]
+Temporal = Literal["off", "noise", "warm", "full"]
+Spacing = Literal["log-snr", "uniform", "karras", "trailing"]
+Solver = Literal["ddim", "2m", "lcm", "tcd"]
 Pipeline = Literal["latency", "throughput"]
+
+# Of the second-order solver: its first and last step look along nothing.
+SECOND_ORDER_STEPS_MIN = 3
 
 
 @dataclass(frozen=True)
@@ -119,11 +124,15 @@ class Settings:
         fit: how a picture of another shape is brought to `size`: cover (fill, centre-crop) or letterbox (bars).
         mirror: flip the input left-right.
         temporal: what a frame takes over from the one before: nothing (off: fresh noise every frame), the noise field
-            (noise), or also what did not move (warm).
+            (noise), also what did not move (warm), and also what the deep part of the network found (full).
         epsilon: with warm, a step that changes the clean latents by less than this is left out of the frames to come;
             root mean square, latents have unit variance. 0 leaves none out.
         steps_floor, steps_ceiling: with warm, evaluations of a frame that is like the one before, 1..50; never more
-            than `steps`, which a frame after a cut has.
+            than `steps`, which a frame after a cut has. With full it has as many as the ceiling: most are shallow.
+        spacing: where the steps lie: evenly in log-SNR, evenly in time (uniform), at Karras' noise levels, or at the
+            noisy end of equal parts (trailing), as distilled models want it.
+        solver: how a step is made: first order (ddim), second order from 3 steps on (2m), or as latent (lcm) and
+            trajectory (tcd) consistency models are distilled for.
         pipeline: finish each frame before the next (latency), or advance as many frames as there are steps by one step
             at a time, all in one evaluation (throughput): more pictures a second, each steps - 1 pictures later.
     """
@@ -139,6 +148,8 @@ class Settings:
     epsilon: float = 0.08
     steps_floor: int = 2
     steps_ceiling: int = 4
+    spacing: Spacing = "log-snr"
+    solver: Solver = "ddim"
     pipeline: Pipeline = "latency"
 
     def __post_init__(self) -> None:
@@ -150,8 +161,9 @@ class Settings:
             raise ConfigError(f"seed is {self.seed}, expected 0 to {2**31 - 1}")
         if self.fit not in ("cover", "letterbox"):
             raise ConfigError(f"fit is {self.fit!r}, expected cover or letterbox")
-        if self.temporal not in ("off", "noise", "warm"):
-            raise ConfigError(f"temporal is {self.temporal!r}, expected off, noise or warm")
+        if self.temporal not in get_args(Temporal):
+            raise ConfigError(f"temporal is {self.temporal!r}, expected {_choices(get_args(Temporal))}")
+        self._check_schedule()
         if not 0 <= self.epsilon <= 1:
             raise ConfigError(f"epsilon is {self.epsilon:g}, expected 0 to 1: 0 leaves no step out")
         if not 1 <= self.steps_floor <= self.steps_ceiling <= STEPS_MAX:
@@ -159,13 +171,31 @@ class Settings:
                 f"steps are {self.steps_floor} to {self.steps_ceiling}, expected 1 or more to {STEPS_MAX} or less, "
                 "floor before ceiling"
             )
-        if self.pipeline not in ("latency", "throughput"):
-            raise ConfigError(f"pipeline is {self.pipeline!r}, expected latency or throughput")
-        if self.pipeline == "throughput" and self.temporal == "warm":
+        self._check_pipeline()
+
+    def _check_pipeline(self) -> None:
+        if self.pipeline not in get_args(Pipeline):
+            raise ConfigError(f"pipeline is {self.pipeline!r}, expected {_choices(get_args(Pipeline))}")
+        if self.pipeline == "throughput" and self.temporal not in ("off", "noise"):
             raise ConfigError(
-                "temporal is warm and pipeline is throughput, where no frame is finished when the next begins: use "
-                "--temporal noise or --pipeline latency"
+                f"temporal is {self.temporal} and pipeline is throughput, where no frame is finished when the next "
+                "begins: use --temporal noise or --pipeline latency"
             )
+
+    def _check_schedule(self) -> None:
+        if self.spacing not in get_args(Spacing):
+            raise ConfigError(f"spacing is {self.spacing!r}, expected {_choices(get_args(Spacing))}")
+        if self.solver not in get_args(Solver):
+            raise ConfigError(f"solver is {self.solver!r}, expected {_choices(get_args(Solver))}")
+        if self.solver == "2m" and self.steps < SECOND_ORDER_STEPS_MIN:
+            raise ConfigError(
+                f"solver 2m has {self.steps} steps, expected {SECOND_ORDER_STEPS_MIN} or more to look back on: "
+                "pass --solver ddim"
+            )
+
+
+def _choices(values: tuple[str, ...]) -> str:
+    return f"{', '.join(values[:-1])} or {values[-1]}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any
+from typing import Any, get_args
 
 from instantvision.integrations.clock import SYSTEM_CLOCK, Clock
-from instantvision.pipeline.config import Mix, Settings, Size
+from instantvision.pipeline.config import Mix, Settings, Size, Temporal
 from instantvision.pipeline.errors import ConfigError
 from instantvision.pipeline.presets import find, load_presets, settings_for
 from instantvision.pipeline.transition import Fade, Look
@@ -382,7 +382,7 @@ READERS: Mapping[str, Callable[[str, object], Any]] = {
     "size": _size,
     "fit": _one_of("cover", "letterbox"),
     "mirror": _bool,
-    "temporal": _one_of("off", "noise", "warm"),
+    "temporal": _one_of(*get_args(Temporal)),
     "fade_s": _number,
     "show": _show_of(*(show.value for show in Show)),
     "bypass": _bool,

@@ -21,12 +21,12 @@ from instantvision.pipeline.frames import Pixels
 from instantvision.pipeline.graphs import RecordedFrame, Streams, Variant
 from instantvision.pipeline.model import LatentModel
 from instantvision.pipeline.runner import IN_FLIGHT_MAX, Desk, EngineOptions, Pending
-from instantvision.pipeline.temporal import Work
+from instantvision.pipeline.temporal import Plan, Work
 
 log = logging.getLogger(__name__)
 
-# Size, mirror, pipeline, and of each variant the shapes of all inputs.
-GraphKey: TypeAlias = tuple[Size, bool, Pipeline, tuple[tuple[Variant, tuple[torch.Size, ...]], ...]]
+# Size, mirror, pipeline, whether deep features are kept, and of each variant the shapes of all inputs.
+GraphKey: TypeAlias = tuple[Size, bool, Pipeline, bool, tuple[tuple[Variant, tuple[torch.Size, ...]], ...]]
 
 
 class Recorded(NamedTuple):
@@ -64,16 +64,25 @@ class CudaRunner:
         self._wanted: Wanted | None = None
         self._change(settings, wait=True)
 
+    @torch.inference_mode()
     def use(self, settings: Settings) -> None:
-        self._change(settings, wait=self._recorder is None)
+        # While another size is being recorded, these settings are for that one.
+        if self._wanted is None and self._fade_to(settings):
+            self._settings = settings
+        else:
+            self._change(settings, wait=self._recorder is None)
+
+    def _fade_to(self, settings: Settings) -> bool:
+        with torch.cuda.stream(self._streams.compute):
+            return self._desk.fade_to(settings)
 
     @torch.inference_mode()
     def _change(self, settings: Settings, *, wait: bool) -> None:
         with torch.cuda.stream(self._streams.compute):
             desk = Desk(self._model, settings)
             inputs = _variants(desk, settings)
-        shapes = tuple((each, inputs[each].shapes) for each in inputs)
-        key = (settings.size, settings.mirror, settings.pipeline, shapes)
+        shapes = tuple((variant, each.shapes) for variant, each in inputs.items())
+        key = (settings.size, settings.mirror, settings.pipeline, settings.temporal == "full", shapes)
         if key in self._recorded:
             self._wanted = None
             self._switch(key, inputs, desk, settings)
@@ -131,10 +140,10 @@ class CudaRunner:
             return desk.repeat()
         with torch.cuda.stream(self._streams.compute):
             inputs = desk.course.inputs(plan)
-            variant = Variant(inputs.steps, plan.work is Work.WARM)
+            variant = Variant(inputs.steps, plan.warm, plan.whole)
             delay = self._write(variant, inputs)
             if desk.fresh_noise:
-                self._current.inputs[variant].noise.normal_(generator=self._generator)
+                self._current.inputs[variant].freshen(self._generator)
         self._current.launch(slot, variant)
         self._count += 1
 
@@ -184,8 +193,7 @@ class CudaRunner:
         try:
             # Its graphs write to it while they are recorded: the first frame after that starts from nothing.
             memory = LatentMemory.empty(self._model, settings) if desk.remembers else None
-            steps = desk.course.full.steps
-            belt = Belt(self._model, settings, steps) if desk.throughput else None
+            belt = Belt(self._model, settings, desk.course.steps) if desk.throughput else None
 
             def call(pixels: Tensor, static: FrameInputs, out: Tensor, warm: bool) -> Tensor:
                 return self._frame_pass(
@@ -216,10 +224,16 @@ def _variants(desk: Desk, settings: Settings) -> dict[Variant, FrameInputs]:
     """Inputs of every graph that frames with these settings may need: recorded up front, no frame ever waits."""
     full = desk.course.full
     inputs = {Variant(full.steps, False): full}
-    if desk.remembers:
-        ceiling = min(settings.steps_ceiling, full.steps)
-        for steps in range(ceiling, min(settings.steps_floor, ceiling) - 1, -1):
-            inputs[Variant(steps, True)] = desk.course.warm(tuple(range(steps)))
+    if not desk.remembers:
+        return inputs
+    ceiling = min(settings.steps_ceiling, full.steps)
+    every = tuple(range(ceiling))
+    # With deep features all steps are taken, at most one of them whole; otherwise some are left out.
+    reusing = settings.temporal == "full"
+    for whole in (None, *every) if reusing else ():
+        inputs[Variant(ceiling, True, whole)] = desk.course.inputs(Plan(Work.WARM, every, whole))
+    for steps in () if reusing else range(ceiling, min(settings.steps_floor, ceiling) - 1, -1):
+        inputs[Variant(steps, True)] = desk.course.warm(every[:steps])
     return inputs
 
 

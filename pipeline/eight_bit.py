@@ -19,8 +19,6 @@ from instantvision.pipeline.errors import EngineError
 E4M3 = torch.float8_e4m3fn
 # Compute capability of the first GPUs with arithmetic in e4m3.
 CAPABILITY = (8, 9)
-# Below so many positions a convolution waits for its weights whatever their size, and cuDNN's way in 16 bits is faster.
-POSITIONS_MIN = 1024
 # Depth of a matrix product's step in e4m3.
 CHANNELS_MULTIPLE = 64
 
@@ -83,23 +81,22 @@ class Convolution:
         layers: `reference_layers`, or kernels of the same signatures.
         weight: [N, C, 3, 3], channels_last.
         bias: [N].
-        fp8: also keep the weight in e4m3, for pictures of many positions.
+        fp8: take pictures in e4m3, if their channels are a multiple of 64.
     """
 
     def __init__(self, layers: LayerOps, weight: Tensor, bias: Tensor, fp8: bool) -> None:
         self._layers, self._weight, self._bias = layers, weight, bias
-        self._small: Tensor | None = None
+        self._scale: Tensor | None = None
         if fp8 and weight.shape[1] % CHANNELS_MULTIPLE == 0:
-            scale = weight.flatten(1).abs().amax(1).float() / E4M3_MAX
-            small = (weight / scale[:, None, None, None]).to(E4M3)
-            self._small, self._scale = small.contiguous(memory_format=torch.channels_last), scale
+            self._scale = weight.flatten(1).abs().amax(1).float() / E4M3_MAX
+            small = (weight / self._scale[:, None, None, None]).to(E4M3)
+            self._weight = small.contiguous(memory_format=torch.channels_last)
 
-    def dtype(self, height: int, width: int) -> torch.dtype | None:
-        """In which type a picture of that size should come; None is the one it has."""
-        return E4M3 if self._small is not None and height * width >= POSITIONS_MIN else None
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """In which type a picture should come; None is the one it has."""
+        return None if self._scale is None else E4M3
 
     def __call__(self, framed: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
         """See `reference_layers.conv3x3`."""
-        if self._small is not None and framed.dtype == E4M3:
-            return self._layers.conv3x3(framed, self._small, self._bias, scale=self._scale, **options)
-        return self._layers.conv3x3(framed, self._weight, self._bias, **options)
+        return self._layers.conv3x3(framed, self._weight, self._bias, scale=self._scale, **options)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from instantvision import kernels
 from instantvision.pipeline.frame_inputs import Belt, FrameInputs, LatentMemory
-from instantvision.pipeline.model import LatentModel
+from instantvision.pipeline.model import LatentModel, ReusableModel
 from instantvision.pipeline.sampler import Predict, denoise
 
 
@@ -60,7 +60,7 @@ class FramePass:
         if warm:
             self._denoise_warm(inputs, memory, gate)
         else:
-            memory.stylised.copy_(self.denoise(memory.source, inputs))
+            memory.stylised.copy_(self.denoise(memory.source, inputs, memory))
         return self.pack(self.decode(memory.stylised), out=out)
 
     def unpack(self, pixels: Tensor, *, mirror: bool) -> Tensor:
@@ -70,14 +70,16 @@ class FramePass:
             pixels, fold=model.fold, mirror=mirror, bgr=False, dtype=model.dtype
         )
 
-    def denoise(self, source: Tensor, inputs: FrameInputs) -> Tensor:
+    def denoise(self, source: Tensor, inputs: FrameInputs, memory: LatentMemory | None = None) -> Tensor:
         """Add the noise field to the picture's latents and follow the denoiser back; [1, C, h, w]."""
         if not inputs.steps:
             return source
         # One memory order for all latents of the frame, whatever the encoder returned.
         source = source.contiguous(memory_format=torch.channels_last)
         noisy = self._step_ops.add_noise(source, inputs.noise, inputs.start)
-        return denoise(self._predictor(source, inputs), noisy, inputs.coefficients, self._step_ops)
+        noises = inputs.noises.split(1) if len(inputs.noises) else None
+        predict = self._predictor(source, inputs, memory)
+        return denoise(predict, noisy, inputs.coefficients, self._step_ops, noises)
 
     def advance(self, source: Tensor, inputs: FrameInputs, belt: Belt) -> Tensor:
         """Let a picture's latents in and take all frames on the belt one step on; clean latents of the oldest."""
@@ -87,13 +89,26 @@ class FramePass:
         noisy = _pushed(entering, belt.latents)
         belt.sources.copy_(_pushed(source, belt.sources))
         prediction = self.model.predict_prepared(noisy, belt.sources, inputs.prepared)
-        self._step_ops.denoise_step(prediction, noisy, inputs.coefficients, out=belt.latents)
+        extra = inputs.all_mixed_in(_pushed(torch.zeros_like(source), belt.clean))
+        x0_out = None if extra is None else belt.clean
+        self._step_ops.denoise_step(
+            prediction, noisy, inputs.coefficients, extra=extra, out=belt.latents, x0_out=x0_out
+        )
         return belt.latents[-1:]
 
-    def _predictor(self, source: Tensor, inputs: FrameInputs) -> Predict:
+    def _predictor(self, source: Tensor, inputs: FrameInputs, memory: LatentMemory | None) -> Predict:
+        model = self.model
+
         def predict(noisy: Tensor, step: int) -> Tensor:
             rows = tuple(tensor[step : step + 1] for tensor in inputs.prepared)
-            return self.model.predict_prepared(noisy, source, rows)
+            slot = inputs.slots[step] if inputs.slots else None
+            if slot is None or memory is None or not isinstance(model, ReusableModel):
+                return model.predict_prepared(noisy, source, rows)
+            if inputs.whole not in (None, step):
+                return model.predict_reusing(noisy, source, rows, memory.deep[slot])
+            prediction, found = model.predict_keeping(noisy, source, rows)
+            memory.keep_deep(slot, found)
+            return prediction
 
         return predict
 
@@ -119,11 +134,13 @@ class FramePass:
         end, what did not move is exactly what it was.
         """
         ops, steps = self._temporal_ops, inputs.steps
-        predict = self._predictor(memory.source, inputs)
+        predict = self._predictor(memory.source, inputs, memory)
         reach = ops.spread(gate)
         noisy = self._step_ops.add_noise(memory.source, inputs.noise, inputs.start)
         x0 = torch.empty_like(noisy)
-        noisy = self._step_ops.denoise_step(predict(noisy, 0), noisy, inputs.coefficients[0], x0_out=x0)
+        noisy = self._step_ops.denoise_step(
+            predict(noisy, 0), noisy, inputs.coefficients[0], extra=inputs.mixed_in(0, noisy), x0_out=x0
+        )
         changes = gate.new_empty((steps - 1, 1, *gate.shape[2:]))
         if steps > 1:
             x0 = ops.blend(memory.stylised, x0, reach)
@@ -131,10 +148,15 @@ class FramePass:
         for step in range(1, steps):
             before, x0 = x0, torch.empty_like(x0)
             noisy = self._step_ops.denoise_step(
-                predict(noisy, step), noisy, inputs.coefficients[step], x0_out=x0
+                predict(noisy, step),
+                noisy,
+                inputs.coefficients[step],
+                extra=inputs.mixed_in(step, before),
+                x0_out=x0,
             )
             ops.motion(x0, before, out=changes[step - 1 : step])
-        ops.blend(memory.stylised, x0, reach, out=memory.stylised)
+        # What the last step goes to: not every solver ends at its x0.
+        ops.blend(memory.stylised, noisy, reach, out=memory.stylised)
         # Where nothing moved nothing changes either, and a hand must count as much as a crowd. The small number is for
         # a picture in which nothing moved at all.
         mean = (changes * reach).sum(dim=(1, 2, 3)) / (reach.sum() + 1e-6)

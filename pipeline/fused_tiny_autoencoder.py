@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from instantvision.kernels import LayerOps
-from instantvision.kernels.reference_layers import Activation
+from instantvision.kernels.reference_layers import Activation, fold_doubling
 from instantvision.pipeline.autoencoder_tiny import LATENT_LIMIT, AutoencoderTiny, TinyBlock
 from instantvision.pipeline.packing import CHANNELS_MULTIPLE, filled_up
 
@@ -44,14 +44,15 @@ class FusedTinyAutoencoder:
     def _run(self, steps: "list[Step]", x: Tensor) -> Tensor:
         layers, framed, block_input = self._layers, False, x
         for i, step in enumerate(steps):
-            if not framed or step.doubles:
-                factor = 2 if step.doubles else 1
-                size = (x.shape[2] * factor, x.shape[3] * factor)
-                x = layers.frame((x,), size, channels=step.weight.shape[1])
+            last = i == len(steps) - 1
+            if not framed:
+                x = layers.frame((x,), channels=step.channels)
             if step.opens_block:
                 block_input = x
-            readers = steps[i + 1 : i + 2]
-            framed = step.stride == 1 and any(not reader.doubles for reader in readers)
+            if step.doubles:
+                x, _ = layers.conv3x3_doubled(x, step.weight, step.bias, framed_out=not last)
+                continue
+            framed = step.stride == 1 and not last
             x, _ = layers.conv3x3(
                 x,
                 step.weight,
@@ -70,7 +71,7 @@ class Step:
     Args:
         conv: the layer.
         activation: of its result.
-        doubles: it reads a picture of twice the height and width.
+        doubles: it reads the picture at twice its height and width.
         opens_block: what it reads is added to what the block's last convolution gives.
         closes_block: it is that last one.
     """
@@ -84,11 +85,16 @@ class Step:
         opens_block: bool = False,
         closes_block: bool = False,
     ) -> None:
-        self.weight = conv.weight.data
+        self.weight = fold_doubling(conv.weight.data) if doubles else conv.weight.data
         self.bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.data
         self.stride = int(conv.stride[0])
         self.activation = activation
         self.doubles, self.opens_block, self.closes_block = doubles, opens_block, closes_block
+
+    @property
+    def channels(self) -> int:
+        """That it reads."""
+        return self.weight.shape[1]
 
     def take_in(self, factor: float) -> None:
         """Be the first: the picture comes divided by a factor, with more channels of zeros."""

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instantvision.kernels import LayerOps, TokenOps
-from instantvision.kernels.reference_layers import fold_context
+from instantvision.kernels.reference_layers import fold_context, fold_doubling
 from instantvision.pipeline.eight_bit import Convolution
-from instantvision.pipeline.model import Prepared
+from instantvision.pipeline.model import Deep, Prepared
 from instantvision.pipeline.packing import CHANNELS_MULTIPLE, filled_up, parameters
 from instantvision.pipeline.unet import UNet
 from instantvision.pipeline.unet_blocks import NoAttention, ResnetBlock, Transformer
@@ -26,6 +26,9 @@ from instantvision.pipeline.wide_transformer import WideTransformer
 
 # Heads times style tokens up to which a context is multiplied into the projections.
 FOLDED_MAX = 64
+# Positions times features from which on an enlarging convolution is faster with four times four taps than with nine:
+# with fewer the time goes into reading weights, or programs are too few.
+DOUBLED_MIN = 256 * 1280
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Features:
     """A picture of features, [B, C, h, w] in channels_last, and its moments for the next normalisation."""
 
     values: Tensor
-    moments: Tensor | None
+    moments: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class FusedUNet:
         self._mid = self._pair(resnets[0], unet.mid_block.attentions[0])
         self._after_mid, _ = self._pair(resnets[1], NoAttention())
         self._up = [self._block(block, block.upsamplers) for block in unet.up_blocks]
+        self._doublings = {
+            conv: fold_doubling(parameters(conv)[0]) for _, convs in self._up for conv in convs
+        }
         self._norm_out, self._conv_out = unet.conv_norm_out, unet.conv_out
         self._time_weight, self._time_bias = (
             torch.cat(parts) for parts in zip(*(parameters(layer) for layer in self._times), strict=True)
@@ -111,28 +117,66 @@ class FusedUNet:
         Returns:
             [B, out_channels, h, w], channels_last.
         """
-        layers, context = self._layers, Context(prepared[0], prepared[1:])
-        framed = layers.frame(pictures, channels=self._weight_in.shape[1])
-        x = Features(*layers.conv3x3(framed, self._weight_in, self._bias_in, moments=True))
-        skips = [x]
-        for pairs, convs in self._down:
-            for pair in pairs:
+        return self.keeping(pictures, prepared)[0]
+
+    def keeping(self, pictures: tuple[Tensor, ...], prepared: Prepared) -> tuple[Tensor, Deep]:
+        """One evaluation, and what it found below the outermost level: what that level reads of it, and its moments."""
+        context = Context(prepared[0], prepared[1:])
+        skips = self._enter(pictures, context)
+        deep = self._below(skips[-1], context)
+        return self._leave(deep, skips, context), (
+            (deep.values,) if deep.moments is None else (deep.values, deep.moments)
+        )
+
+    def reusing(self, pictures: tuple[Tensor, ...], prepared: Prepared, deep: Deep) -> Tensor:
+        """One evaluation of the outermost level only, over what `keeping` found below it."""
+        context = Context(prepared[0], prepared[1:])
+        return self._leave(Features(*deep), self._enter(pictures, context), context)
+
+    def _enter(self, pictures: tuple[Tensor, ...], context: Context) -> list[Features]:
+        """Everything above the first halving, in the order in which the way up reads it backwards."""
+        framed = self._layers.frame(pictures, channels=self._weight_in.shape[1])
+        skips = [Features(*self._layers.conv3x3(framed, self._weight_in, self._bias_in, moments=True))]
+        for pair in self._down[0][0]:
+            skips.append(_run(pair, (skips[-1],), context))
+        return skips
+
+    def _below(self, above: Features, context: Context) -> Features:
+        """From the first halving to the last doubling."""
+        x, skips = above, list[Features]()
+        for level, (pairs, convs) in enumerate(self._down):
+            for pair in pairs if level else ():
                 x = _run(pair, (x,), context)
                 skips.append(x)
             for conv in convs:
-                x = self._resample(x, conv, stride=2, size=None)
+                x = self._convolve(self._layers.frame((x.values,)), conv, stride=2)
                 skips.append(x)
         x = self._after_mid((_run(self._mid, (x,), context),), context)
-        for pairs, convs in self._up:
+        for pairs, convs in self._up[:-1]:
             for pair in pairs:
                 x = _run(pair, (x, skips.pop()), context)
             for conv in convs:
-                x = self._resample(x, conv, stride=1, size=skips[-1].values.shape[2:])
-        framed = _norm_silu(layers, (x,), self._norm_out)
-        return layers.conv3x3(framed, *parameters(self._conv_out))[0]
+                x = self._enlarge(x, conv, (skips or [above])[-1].values)
+        return x
 
-    def _resample(self, x: Features, conv: nn.Module, stride: int, size: tuple[int, ...] | None) -> Features:
-        framed = self._layers.frame((x.values,), None if size is None else (size[0], size[1]))
+    def _leave(self, deep: Features, skips: list[Features], context: Context) -> Tensor:
+        """From the last doubling on."""
+        x = deep
+        for pair in self._up[-1][0]:
+            x = _run(pair, (x, skips.pop()), context)
+        framed = _norm_silu(self._layers, (x,), self._norm_out)
+        return self._layers.conv3x3(framed, *parameters(self._conv_out))[0]
+
+    def _enlarge(self, x: Features, conv: nn.Module, like: Tensor) -> Features:
+        height, width = x.values.shape[2:]
+        rows, columns = like.shape[2:]
+        bias = parameters(conv)[1]
+        if height * width * len(bias) < DOUBLED_MIN or (rows, columns) != (2 * height, 2 * width):
+            return self._convolve(self._layers.frame((x.values,), (rows, columns)), conv)
+        framed = self._layers.frame((x.values,))
+        return Features(*self._layers.conv3x3_doubled(framed, self._doublings[conv], bias, moments=True))
+
+    def _convolve(self, framed: Tensor, conv: nn.Module, stride: int = 1) -> Features:
         return Features(*self._layers.conv3x3(framed, *parameters(conv), stride=stride, moments=True))
 
     def _block(self, block: Any, samplers: Any) -> "tuple[list[Pair], list[nn.Module]]":
@@ -175,10 +219,9 @@ class FusedResnet:
         pictures = tuple(x.values for x in inputs)
         time = context.time[:, self._time]
         modulation, embedding = (time, None) if block.scale_shift else (None, time)
-        height, width = pictures[0].shape[2:]
-        framed = _norm_silu(layers, inputs, block.norm1, dtype=self._conv1.dtype(height, width))
+        framed = _norm_silu(layers, inputs, block.norm1, dtype=self._conv1.dtype)
         y = Features(*self._conv1(framed, embedding=embedding, moments=True))
-        framed = _norm_silu(layers, (y,), block.norm2, modulation, dtype=self._conv2.dtype(height, width))
+        framed = _norm_silu(layers, (y,), block.norm2, modulation, dtype=self._conv2.dtype)
         shortcut = None if self._pointwise is None else (pictures, self._pointwise)
         residual = None if shortcut else pictures[0]
         return Features(*self._conv2(framed, shortcut=shortcut, residual=residual, moments=True))

@@ -8,9 +8,13 @@ Knows nothing of what a frame's arithmetic is (frame_pass.py) or who wants it (e
 """
 
 import contextlib
+import ctypes
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +28,9 @@ from instantvision.pipeline.runner import IN_FLIGHT_MAX
 # The first call may still measure algorithms, the second is as all later ones.
 WARM_UPS = 2
 
+
+# Pictures of a size in pinned memory: two on their way, those that slots, the pacer, previews and sinks hold, and some.
+PICTURES = 10
 
 # A graph's memory pool; torch keeps the type to itself.
 Pool: TypeAlias = Any
@@ -65,13 +72,47 @@ def _measured_convolutions() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
+class Pictures:
+    """Pinned memory for finished pictures, which is used again when nobody holds them: none is ever copied.
+
+    A caller who keeps more pictures than a live loop ever does gets ordinary memory for the rest.
+
+    Args:
+        shape: of a picture.
+        count: of pictures in pinned memory.
+        pinned: False on a machine without a GPU, for tests.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], count: int = PICTURES, *, pinned: bool = True) -> None:
+        # All at once: allocating pinned memory stops the device, which no frame should meet.
+        self._free = deque(torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(count))
+
+    def take(self) -> Tensor:
+        """Memory for a frame that is launched; hand it to `finished`."""
+        return self._free.popleft()
+
+    def finished(self, memory: Tensor) -> Pixels:
+        """The picture in a memory that was taken; the caller's own for as long as anything refers to it."""
+        # As many as may be on their way stay here.
+        if len(self._free) < IN_FLIGHT_MAX:
+            picture: Pixels = memory.numpy().copy()
+            self._free.append(memory)
+            return picture
+        # The array, and every view of it, holds on to this object, whose end gives the memory back. A tensor would not
+        # do: its arrays hold on to a copy of it.
+        holder = (ctypes.c_uint8 * memory.numel()).from_address(memory.data_ptr())
+        weakref.finalize(holder, self._free.append, memory).atexit = False
+        return np.frombuffer(memoryview(holder), np.uint8).reshape(memory.shape)
+
+
 class Slot:
     """The buffers and events of one of the frames on their way; `numbers` is how many the frame leaves, 0 for none."""
 
-    def __init__(self, size: Size, device: torch.device, numbers: int = 0) -> None:
+    def __init__(self, size: Size, device: torch.device, pictures: Pictures, numbers: int = 0) -> None:
         shape = (size.height, size.width, 3)
         self.host_in = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        self.host_out = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        self._pictures = pictures
+        self.host_out: Tensor | None = None
         self.device_in = torch.empty(shape, dtype=torch.uint8, device=device)
         self.device_out = torch.empty(shape, dtype=torch.uint8, device=device)
         self.host_numbers = torch.zeros(numbers, pin_memory=True)
@@ -82,6 +123,12 @@ class Slot:
         # Blocking: a thread that sleeps until the frame is there leaves its core to OBS; spinning gains microseconds.
         self.downloaded = torch.cuda.Event(blocking=True)
 
+    def take_memory(self) -> Tensor:
+        """Where the frame that is launched in this slot goes."""
+        if self.host_out is None:
+            self.host_out = self._pictures.take()
+        return self.host_out
+
     def finish(self) -> tuple[Pixels, float]:
         """Wait for this slot's frame and take it out.
 
@@ -91,7 +138,8 @@ class Slot:
         try:
             # The one wait of the frame path: for the finished frame.
             self.downloaded.synchronize()
-            return self.host_out.numpy().copy(), self.started.elapsed_time(self.computed)
+            memory, self.host_out = self.take_memory(), None
+            return self._pictures.finished(memory), self.started.elapsed_time(self.computed)
         except torch.AcceleratorError as error:
             reason = str(error).splitlines()[0]
             raise EngineError(f"the GPU failed ({reason}): start the program again") from error
@@ -109,10 +157,11 @@ class Streams:
 
 
 class Variant(NamedTuple):
-    """Which of a size's graphs: with how many steps, and whether it starts from the frame before."""
+    """Which of a size's graphs: how many steps, whether it starts from the frame before, and which step is whole."""
 
     steps: int
     warm: bool
+    whole: int | None = None
 
 
 class RecordedFrame:
@@ -136,6 +185,8 @@ class RecordedFrame:
         device: torch.device,
         numbers: Tensor | None = None,
     ) -> None:
+        # The graphs use memory that only it holds, such as what a frame leaves behind for the next one.
+        self._call = call
         self._written = dict(inputs)
         with torch.cuda.stream(streams.recording):
             self.inputs = {variant: each.clone() for variant, each in inputs.items()}
@@ -143,7 +194,8 @@ class RecordedFrame:
         self._pixels = torch.zeros((size.height, size.width, 3), dtype=torch.uint8, device=device)
         self._output, self._numbers = torch.empty_like(self._pixels), numbers
         count = 0 if numbers is None else len(numbers)
-        self.slots = tuple(Slot(size, device, count) for _ in range(IN_FLIGHT_MAX))
+        pictures = Pictures((size.height, size.width, 3))
+        self.slots = tuple(Slot(size, device, pictures, count) for _ in range(IN_FLIGHT_MAX))
         self._streams = streams
         self._graphs: dict[Variant, torch.cuda.CUDAGraph] = {}
         # One after the other in the same memory: nothing in it outlives a frame.
@@ -179,6 +231,6 @@ class RecordedFrame:
             slot.computed.record()
         with torch.cuda.stream(streams.download):
             slot.computed.wait()
-            slot.host_out.copy_(slot.device_out, non_blocking=True)
+            slot.take_memory().copy_(slot.device_out, non_blocking=True)
             slot.host_numbers.copy_(slot.device_numbers, non_blocking=True)
             slot.downloaded.record()

@@ -21,7 +21,7 @@ from instantvision.pipeline.errors import WeightsError
 from instantvision.pipeline.fused_autoencoder import FusedAutoencoder
 from instantvision.pipeline.fused_unet import FusedUNet
 from instantvision.pipeline.mini_denoiser import STYLE_TOKENS, MiniDenoiser, log2_stroke_scale
-from instantvision.pipeline.model import Conditioning, Prepared
+from instantvision.pipeline.model import Conditioning, Deep, Prepared
 from instantvision.pipeline.presets import resolve
 from instantvision.pipeline.schedule import cosine_alphas_cumprod
 
@@ -146,6 +146,14 @@ class Mini:
     def predict_prepared(self, noisy: Tensor, source: Tensor, prepared: Prepared) -> Tensor:
         """See LatentModel."""
         return self._fused((noisy, source), prepared)
+
+    def predict_keeping(self, noisy: Tensor, source: Tensor, prepared: Prepared) -> tuple[Tensor, Deep]:
+        """See ReusableModel."""
+        return self._fused.keeping((noisy, source), prepared)
+
+    def predict_reusing(self, noisy: Tensor, source: Tensor, prepared: Prepared, deep: Deep) -> Tensor:
+        """See ReusableModel."""
+        return self._fused.reusing((noisy, source), prepared, deep)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

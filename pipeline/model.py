@@ -5,7 +5,7 @@ T tokens, D token width, P width of the pooled vector.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 # Everything the denoiser needs besides latents, one row a step: each tensor is [S, ...]. Opaque to the engine, which
 # keeps them in static buffers and hands the rows of one step, each [1, ...], or of all, back to predict_prepared.
 Prepared: TypeAlias = tuple[Tensor, ...]
+
+# What an evaluation found in the deep part of its network, for evaluations that leave that part out. Opaque to the
+# engine, which keeps it in static buffers; shapes depend on the latents' shape only.
+Deep: TypeAlias = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,20 @@ class LatentModel(Protocol):
         Returns:
             The prediction, like `noisy`.
         """
+
+
+@runtime_checkable
+class ReusableModel(LatentModel, Protocol):
+    """A model that can evaluate the shallow part of its denoiser alone: the first and last layers, at full resolution.
+
+    Source: Ma et al. 2023 (arXiv 2312.00858), section 3.2.
+    """
+
+    def predict_keeping(self, noisy: Tensor, source: Tensor, prepared: Prepared) -> tuple[Tensor, Deep]:
+        """`predict_prepared`, and what it found in the deep part."""
+
+    def predict_reusing(self, noisy: Tensor, source: Tensor, prepared: Prepared, deep: Deep) -> Tensor:
+        """`predict_prepared` without the deep part, for which `deep` stands in."""
 
 
 def predict(

@@ -5,21 +5,24 @@ Knows nothing of how many frames are on their way: the engine sees to that.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from instantvision.pipeline.config import Settings
-from instantvision.pipeline.errors import EngineError
+from instantvision.pipeline.errors import ConfigError, EngineError
 from instantvision.pipeline.fitting import fit
 from instantvision.pipeline.frame_inputs import Belt, Course, FrameInputs, LatentMemory
 from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.frames import Pixels
-from instantvision.pipeline.model import LatentModel
+from instantvision.pipeline.model import LatentModel, ReusableModel
 from instantvision.pipeline.temporal import Plan, Planner, Work
+from instantvision.pipeline.transition import Look, apart
 
+# Looks further apart than this share are a cut, which gets all steps at once.
+LOOK_CUT = 0.5
 # One frame is computed while its neighbours are uploaded and downloaded; more would only add delay.
 IN_FLIGHT_MAX = 2
 
@@ -110,21 +113,49 @@ class Desk:
 
     Raises:
         UnknownPreset: the model has no such preset.
+        ConfigError: the settings want deep features reused, and the model cannot leave out its deep part.
     """
 
     def __init__(self, model: LatentModel, settings: Settings) -> None:
+        if settings.temporal == "full" and not isinstance(model, ReusableModel):
+            raise ConfigError(
+                f"temporal is full, but {type(model).__name__} has no shallow part to evaluate alone: "
+                "pass --temporal warm"
+            )
         self.course = Course(model, settings)
         self.fresh_noise = settings.temporal == "off"
-        warm = settings.temporal == "warm"
-        self._planner = Planner(settings, self.course.full.steps) if warm else None
+        remembers = settings.temporal in ("warm", "full")
+        self._planner = Planner(settings, self.course.steps) if remembers else None
+        self._settings = settings
         self._painted: Pending | None = None
-        self.throughput = settings.pipeline == "throughput" and self.course.full.steps > 0
+        self.throughput = settings.pipeline == "throughput" and self.course.steps > 0
         """Whether several frames are on their way at once, each at another step."""
 
     @property
     def remembers(self) -> bool:
         """Whether frames take over latents from the one before."""
-        return self._planner is not None and bool(self.course.full.steps)
+        return self._planner is not None and bool(self.course.steps)
+
+    def fade_to(self, settings: Settings) -> bool:
+        """Go on with a look that is not far from the present one, as the next moment's in a cross-fade.
+
+        What the frames before have left stays of use, and the next frame paints all of the picture in a few steps.
+
+        Returns:
+            Whether that is what the settings ask for; otherwise nothing is changed, and they need a new desk.
+
+        Raises:
+            UnknownPreset: the model has no such preset.
+        """
+        before = self._settings
+        same = replace(before, mix=settings.mix, strength=settings.strength) == settings
+        if self._planner is None or not self.remembers or not same or not settings.strength:
+            return False
+        if apart(_look(before), _look(settings)) > LOOK_CUT:
+            return False
+        self.course, self._settings = self.course.with_look(settings), settings
+        self._planner.change_look()
+        return True
 
     def plan(self, pixels: Pixels) -> Plan:
         """The work for a picture of the model's size."""
@@ -147,6 +178,10 @@ class Desk:
             self._planner.measured(plan, numbers)
 
 
+def _look(settings: Settings) -> Look:
+    return Look(mix=settings.mix, strength=settings.strength)
+
+
 class CpuRunner:
     """Computes each frame while it is submitted."""
 
@@ -154,10 +189,17 @@ class CpuRunner:
         self._model, self._frame_pass = model, FramePass(model)
         self._belt: Belt | None = None
         self._static: FrameInputs | None = None
-        self.use(settings)
+        self._begin(settings)
 
     @torch.inference_mode()
     def use(self, settings: Settings) -> None:
+        if self._desk.fade_to(settings):
+            self._settings = settings
+        else:
+            self._begin(settings)
+
+    @torch.inference_mode()
+    def _begin(self, settings: Settings) -> None:
         self._desk = Desk(self._model, settings)
         self._memory = LatentMemory.empty(self._model, settings) if self._desk.remembers else None
         self._load_belt(settings)
@@ -178,13 +220,13 @@ class CpuRunner:
         if self._belt and self._static:
             delay, inputs = self._belt.enter(inputs, self._static), self._static
         if desk.fresh_noise:
-            inputs.noise.normal_(generator=self._generator)
+            inputs.freshen(self._generator)
         stylised = self._frame_pass(
             torch.from_numpy(fitted),
             inputs,
             mirror=self._settings.mirror,
             memory=self._memory,
-            warm=plan.work is Work.WARM,
+            warm=plan.warm,
             belt=self._belt,
         )
         if self._memory:

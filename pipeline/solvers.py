@@ -6,10 +6,13 @@ signal = sqrt(alpha_bar), noise = sqrt(1 - alpha_bar), lambda = log(signal / noi
 """
 
 import math
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from instantvision.pipeline import config
 from instantvision.pipeline.model import Prediction
 from instantvision.pipeline.schedule import step_coefficients
 
@@ -107,6 +110,19 @@ def tcd_coefficients(
         rows[i, 3] = back * d
         e[i] = (1 - back.square()).sqrt()
     return torch.cat([rows, e[:, None]], dim=1).float()
+
+
+Solver: TypeAlias = Callable[[Tensor, list[int], Prediction], Tensor]
+"""Rows of all steps for (alphas_cumprod, timesteps, prediction)."""
+
+SOLVERS: Mapping[config.Solver, Solver] = {
+    "ddim": step_coefficients,
+    "2m": second_order_coefficients,
+    "lcm": lcm_coefficients,
+    "tcd": tcd_coefficients,
+}
+# Whose `extra` is noise, a field of its own for each step.
+NOISY_SOLVERS = frozenset[config.Solver]({"lcm", "tcd"})
 
 
 def _next_shares(alphas_cumprod: Tensor, timesteps: list[int]) -> tuple[Tensor, Tensor]:

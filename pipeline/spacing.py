@@ -1,15 +1,17 @@
 """Other choices of timesteps than equal steps of log-SNR, to compare with. Pure functions on the CPU.
 
 All return falling timesteps, noisiest first, like `schedule.equal_log_snr_timesteps`, which says what `steps` and
-`strength` mean; here strength simply shortens the schedule. Names as there: sigma is noise over signal.
+`strength` mean; here strength simply shortens the schedule, to no less than the steps. Names as there: sigma is noise
+over signal.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from instantvision.pipeline import config
 from instantvision.pipeline.schedule import equal_log_snr_timesteps, strictly_falling
 
 Spacing: TypeAlias = Callable[[Tensor, int, float], list[int]]
@@ -23,7 +25,7 @@ def uniform_timesteps(alphas_cumprod: Tensor, steps: int, strength: float) -> li
     """Evenly from the noisiest timestep to 0; a single step starts at the noisiest.
 
     Raises:
-        ValueError: more steps than the shortened schedule has, or a value out of range.
+        ValueError: more steps than the schedule has, or a value out of range.
 
     Source: Lin et al. 2023 (arXiv 2305.08891), table 2, "linspace".
     """
@@ -65,7 +67,7 @@ def karras_timesteps(alphas_cumprod: Tensor, steps: int, strength: float) -> lis
     return strictly_falling(nearest, length - 1)
 
 
-SPACINGS: dict[str, Spacing] = {
+SPACINGS: Mapping[config.Spacing, Spacing] = {
     "log-snr": equal_log_snr_timesteps,
     "uniform": uniform_timesteps,
     "karras": karras_timesteps,
@@ -76,8 +78,8 @@ SPACINGS: dict[str, Spacing] = {
 def _length(alphas_cumprod: Tensor, steps: int, strength: float) -> int:
     if not 0 <= strength <= 1:
         raise ValueError(f"strength is {strength}, expected 0 to 1")
-    length = round(strength * len(alphas_cumprod))
-    # So short a schedule is no step at all, as it is for strength 0.
-    if length and not 1 <= steps <= length:
-        raise ValueError(f"steps is {steps}, expected 1 to {length}, the schedule's length at this strength")
-    return length
+    count = len(alphas_cumprod)
+    if not 1 <= steps <= count:
+        raise ValueError(f"steps is {steps}, expected 1 to {count}, the length of the schedule")
+    # A cross-fade from strength 0 passes the smallest strengths and must not change the number of steps on its way.
+    return max(round(strength * count), steps) if strength else 0

@@ -25,6 +25,8 @@ STILL_LEVELS = 5
 CUT_CORRELATION = 0.5
 # Contrast, in levels, that a picture has to have for its correlation to mean anything.
 FLAT_LEVELS = 2.0
+# Share of the picture, by its gate, from which on deep features of the frame before are of no use.
+REFRESH_SHARE = 0.5
 # Frames without motion, half a second at 30 Hz, after which the picture is painted once more with all steps.
 SETTLE_FRAMES = 15
 # A step is left out once it has been under epsilon for so many frames; one too many costs less than one too few.
@@ -46,21 +48,36 @@ class Work(Enum):
     """What to do for a frame.
 
     REPEAT: nothing, the picture before is shown again. WARM: a few steps, from the frame before where it stood still.
-    SETTLE: all steps, on what the frames before have gathered of the still picture. FULL: all steps, from nothing.
+    FADE: all steps of those few, and all over the picture, for a look that the frame before did not have. SETTLE: all
+    steps, on what the frames before have gathered of the picture. FULL: all steps, from nothing.
     """
 
     REPEAT = "repeat"
     WARM = "warm"
+    FADE = "fade"
     SETTLE = "settle"
     FULL = "full"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The work for a frame; for WARM also which of the warm schedule's steps are taken, by index."""
+    """The work for a frame.
+
+    Args:
+        work: what is done.
+        kept: for WARM and FADE, which of the warm schedule's steps are taken, by index.
+        whole: which of these evaluate the whole network, while the others leave its deep part to what the frames before
+            have found; None: all.
+    """
 
     work: Work
     kept: tuple[int, ...] = ()
+    whole: int | None = None
+
+    @property
+    def warm(self) -> bool:
+        """Whether it starts from the frame before."""
+        return self.work in (Work.WARM, Work.FADE)
 
 
 class Watch:
@@ -152,19 +169,47 @@ class Skipper:
         return False
 
 
+class Turns:
+    """Which step of a frame evaluates the whole network when deep features are reused: each in its turn.
+
+    Args:
+        steps: of a frame, at least 1.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self._next, self._all = steps, 0, False
+
+    def take(self) -> int | None:
+        """The step of the next frame, by index; None: all of them."""
+        if self._all:
+            self._all = False
+            return None
+        self._next = (self._next + 1) % self._steps
+        return self._next
+
+    def measured(self, moved: float) -> None:
+        """Learn what share of a finished frame moved, 0..1."""
+        self._all = moved > REFRESH_SHARE
+
+
 class Planner:
     """What each frame is made with under temporal reuse.
 
     Args:
-        settings: floor, ceiling and epsilon of the steps.
+        settings: floor, ceiling and epsilon of the steps, and whether deep features are reused.
         steps: that a full frame has; 0 at strength 0, where there is nothing to take over.
     """
 
     def __init__(self, settings: Settings, steps: int) -> None:
         self.ceiling = min(settings.steps_ceiling, steps)
+        full = settings.temporal == "full"
         self._watch = Watch()
-        self._skipper = Skipper(self.ceiling, min(settings.steps_floor, self.ceiling), settings.epsilon)
+        # Beside shallow steps there is little to be won by leaving some out.
+        epsilon = 0.0 if full else settings.epsilon
+        self._skipper = Skipper(self.ceiling, min(settings.steps_floor, self.ceiling), epsilon)
+        self._turns = Turns(self.ceiling) if full and self.ceiling else None
         self._still_frames, self._settled = 0, False
+        self._new_look = self._faded = False
 
     def plan(self, pixels: Pixels) -> Plan:
         """Decide on a frame, which is then to be painted unless the plan is to repeat.
@@ -176,20 +221,36 @@ class Planner:
         plan = self._plan(view)
         if plan.work is not Work.REPEAT:
             self._watch.painted()
-            self._settled = plan.work is not Work.WARM
+            self._settled = plan.work in (Work.SETTLE, Work.FULL)
+            self._faded = plan.work is Work.FADE
+            self._new_look = False
         return plan
+
+    def change_look(self) -> None:
+        """The look differs a little from the next frame on, as in a cross-fade."""
+        self._new_look = True
 
     def measured(self, plan: Plan, numbers: Sequence[float]) -> None:
         """Learn from a finished frame's numbers, as `LatentMemory.numbers` has them."""
         if plan.work is Work.WARM:
             self._skipper.measured(plan.kept, numbers[1 : len(plan.kept)])
+            if self._turns:
+                self._turns.measured(numbers[0])
 
     def _plan(self, view: View) -> Plan:
         self._still_frames = self._still_frames + 1 if view is View.STILL else 0
         if view is View.CUT:
             return Plan(Work.FULL)
+        if self._new_look and self.ceiling:
+            # All of them: most of the picture stays as this frame paints it until the fade is over.
+            return Plan(Work.FADE, tuple(range(self.ceiling)))
+        if self._faded:
+            # The fade is over: its last look with all steps, also where nothing will ever move.
+            return Plan(Work.SETTLE)
+        if view is View.MOVED and not self.ceiling:
+            return Plan(Work.FULL)
         if view is View.MOVED:
-            return Plan(Work.WARM, self._skipper.kept) if self.ceiling else Plan(Work.FULL)
+            return Plan(Work.WARM, self._skipper.kept, self._turns.take() if self._turns else None)
         if self._still_frames >= SETTLE_FRAMES and not self._settled:
             return Plan(Work.SETTLE)
         return Plan(Work.REPEAT)

@@ -53,6 +53,15 @@ def blend(start: Look, target: Look, share: float) -> Look:
     return Look(mix=_blend_mixes(start.mix, target.mix, share), strength=min(max(strength, low), high))
 
 
+def apart(one: Look, other: Look) -> float:
+    """How far two looks are from each other: 0 for the same, 1 with no preset in common, or none and full effect."""
+    weights, others = dict(one.mix.parts), dict(other.mix.parts)
+    differences = [
+        abs(weights.get(name, 0.0) - others.get(name, 0.0)) for name in weights.keys() | others.keys()
+    ]
+    return max(sum(differences) / 2, abs(one.strength - other.strength))
+
+
 def _blend_mixes(start: Mix, target: Mix, share: float) -> Mix:
     if start == target:
         return target

@@ -7,6 +7,7 @@ Names: B batch, C channels, h w latent height and width, T tokens, D token width
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -138,16 +139,42 @@ class UNet(nn.Module):
         Returns:
             [B, out_channels, h, w].
         """
-        tokens = encoder_hidden_states
+        return self.forward_keeping(sample, emb, encoder_hidden_states)[0]
+
+    def forward_keeping(self, sample: Tensor, emb: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward_embedded`, and what it found below the outermost level: the last block's input, [B, C, h, w]."""
         # Every residual block starts with this SiLU; once is enough.
         emb = F.silu(emb)
-        x = self.conv_in(sample)
-        skips = [x]
-        for block in self.down_blocks:
+        skips = self._enter(sample, emb, tokens)
+        outer = len(skips)
+        x = self._outermost.halve(skips[-1], skips)
+        for block in self.down_blocks[1:]:
             x = block(x, emb, tokens, skips)
-        x = self.mid_block(x, emb, tokens)
-        for block in self.up_blocks:
-            x = block(x, emb, tokens, skips)
+        deep = self.mid_block(x, emb, tokens)
+        for block in self.up_blocks[:-1]:
+            deep = block(deep, emb, tokens, skips)
+        return self._leave(deep, emb, tokens, skips[:outer]), deep
+
+    def forward_reusing(self, sample: Tensor, emb: Tensor, tokens: Tensor, deep: Tensor) -> Tensor:
+        """The outermost level of `forward_embedded` alone, over what `forward_keeping` found below it.
+
+        Source: Ma et al. 2023 (arXiv 2312.00858), section 3.2.
+        """
+        emb = F.silu(emb)
+        return self._leave(deep, emb, tokens, self._enter(sample, emb, tokens))
+
+    @property
+    def _outermost(self) -> DownBlock:
+        return cast(DownBlock, self.down_blocks[0])
+
+    def _enter(self, sample: Tensor, emb: Tensor, tokens: Tensor) -> list[Tensor]:
+        """Everything above the first halving, in the order in which the way up reads it backwards."""
+        skips = [self.conv_in(sample)]
+        self._outermost.layers(skips[0], emb, tokens, skips)
+        return skips
+
+    def _leave(self, deep: Tensor, emb: Tensor, tokens: Tensor, skips: list[Tensor]) -> Tensor:
+        x = self.up_blocks[-1](deep, emb, tokens, skips)
         return self.conv_out(norm_silu(x, self.conv_norm_out))
 
     def _sinusoids(self, values: Tensor, channels: int) -> Tensor:

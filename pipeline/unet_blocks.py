@@ -234,9 +234,17 @@ class DownBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor, tokens: Tensor, skips: list[Tensor]) -> Tensor:
         """Append to `skips` every feature map that the way up will read."""
+        return self.halve(self.layers(x, emb, tokens, skips), skips)
+
+    def layers(self, x: Tensor, emb: Tensor, tokens: Tensor, skips: list[Tensor]) -> Tensor:
+        """The part of `forward` at the height and width of x."""
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
             x = attention(resnet(x, emb), tokens)
             skips.append(x)
+        return x
+
+    def halve(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        """The rest of it."""
         for downsample in self.downsamplers:
             x = downsample(x)
             skips.append(x)

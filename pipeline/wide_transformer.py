@@ -61,11 +61,9 @@ class WideTransformer:
             y, update, bias = layer(y, update, bias, context)
         if update is not None:
             y = y.add_(update)
-        y, moments = self._layers.linear(
-            (y,), self._weight_out, self._bias_out, residual=_tokens(x), moments=True
-        )
         batch, channels, height, width = x.shape
-        return y.view(batch, height, width, channels).permute(0, 3, 1, 2), moments
+        sums = F.linear(y, self._weight_out).view(batch, 1, height, width, channels)
+        return self._layers.finish(sums.permute(0, 1, 4, 2, 3), self._bias_out, None, x, moments=True)
 
 
 class WideLayer:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -21,6 +22,7 @@ from instantvision.pipeline.engine import Engine
 from instantvision.pipeline.errors import EngineError
 from instantvision.pipeline.frames import Pixels
 from instantvision.pipeline.live import LiveJob
+from instantvision.pipeline.pictures import read_picture, write_picture
 from instantvision.pipeline.preview import Preview
 from instantvision.plugin.front_ends import FrontEnds
 
@@ -295,8 +297,37 @@ def test_render_tells_the_steps_a_frame(clip: Path, tmp_path: Path) -> None:
     assert warm["mean_steps"] < 3
 
 
-@pytest.mark.parametrize("option", [("--epsilon", "2"), ("--steps-floor", "9"), ("--temporal", "all")])
-def test_temporal_options_out_of_range_are_usage_errors(
+def test_steps_are_spaced_and_made_as_asked_for(clip: Path, tmp_path: Path) -> None:
+    def rendered(*options: str) -> Pixels:
+        output = tmp_path / "out.png"
+        # A spacing of its own has to show in the picture: it is written without loss.
+        assert invoke("render", tmp_path / "in.png", output, *TINY, "--steps", "3", *options).exit_code == 0
+        return read_picture(output)
+
+    with VideoReader(clip) as frames:
+        write_picture(tmp_path / "in.png", next(iter(frames)).pixels)
+    usual = rendered()
+    assert np.array_equal(usual, rendered("--spacing", "log-snr", "--solver", "ddim"))
+    for options in (
+        ("--spacing", "trailing"),
+        ("--spacing", "karras"),
+        ("--solver", "2m"),
+        ("--solver", "lcm"),
+    ):
+        assert not np.array_equal(usual, rendered(*options)), options
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--epsilon", "2"),
+        ("--steps-floor", "9"),
+        ("--temporal", "all"),
+        ("--spacing", "even"),
+        ("--solver", "2m", "--steps", "2"),
+    ],
+)
+def test_options_of_the_schedule_out_of_range_are_usage_errors(
     clip: Path, tmp_path: Path, option: tuple[str, str]
 ) -> None:
     assert invoke("render", clip, tmp_path / "out.mp4", *option).exit_code == 2

@@ -208,29 +208,51 @@ def test_conv3x3_between_framed_pictures(bench, make, size):
     make.compare(bench.layer_ops.conv3x3, reference.conv3x3, *arguments, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"embedding": True}, {"residual": True}])
-def test_the_pass_after_a_library_convolution(bench, make, options):
-    convolved, bias = make(2, 72, 9, 11), make(72)
-    embedding = make(2, 72) if "embedding" in options else None
-    residual = make(2, 72, 9, 11) if "residual" in options else None
-    expected = convolved.float() + bias.float()[:, None, None]
-    if embedding is not None:
-        expected = expected + embedding.float()[:, :, None, None]
-    if residual is not None:
-        expected = expected + residual.float()
-    result, moments = bench.layer_ops.finish(convolved, bias, embedding, residual, moments=True)
-    make.close(result, expected)
-    make.close(moments.sum(1, keepdim=True), reference.channel_moments(expected))
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_in_parts(bench, make, stride):
+    from instantvision.kernels import conv3x3
+
+    framed = reference.frame((make(2, 64, 9, 12),))
+    weight, bias = make(40, 64, 3, 3, scale=0.04), make(40)
+    split_sum = conv3x3.split_sum if bench.device == "cuda" else bench.layer_ops.split_sum
+    sums = split_sum(framed, weight, stride, None)
+    expected, _ = reference.conv3x3(
+        framed.float(), weight.float(), torch.zeros_like(bias).float(), stride=stride
+    )
+    assert sums.shape[1] > 1
+    make.close(sums.sum(1), expected)
+    for options in ({"embedding": make(2, 40)}, {"residual": make(2, 40, *sums.shape[3:])}):
+        make.compare(bench.layer_ops.finish, reference.finish, sums, bias, moments=True, **options)
+
+
+@pytest.mark.parametrize("options", [{"moments": True}, {"activation": "relu", "framed_out": True}])
+@pytest.mark.parametrize("size", [*SIZES, (3, 130)])
+def test_conv3x3_doubled(bench, make, size, options):
+    framed = reference.frame((make(2, 16, *size),))
+    folded = reference.fold_doubling(make(40, 16, 3, 3, scale=0.08))
+    arguments = framed, folded, make(40)
+    make.compare(bench.layer_ops.conv3x3_doubled, reference.conv3x3_doubled, *arguments, **options)
+
+
+def test_doubling_is_enlarging_and_convolving():
+    torch.manual_seed(0)
+    picture, weight, bias = torch.randn(2, 6, 5, 7), torch.randn(9, 6, 3, 3), torch.randn(9)
+    enlarged = torch.nn.functional.interpolate(picture, scale_factor=2, mode="nearest")
+    expected = torch.nn.functional.conv2d(enlarged, weight, bias, padding=1)
+    folded = reference.fold_doubling(weight)
+    result, _ = reference.conv3x3_doubled(reference.frame((picture,)), folded, bias)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("stride", [1, 2])
-def test_conv3x3_by_a_library(make_on_gpu, stride):
+@pytest.mark.parametrize("side", [8, 24])
+def test_conv3x3_of_many_channels(make_on_gpu, stride, side):
     from instantvision.kernels import layer_ops
 
     make = make_on_gpu
-    framed = reference.frame((make(2, 1280, 8, 6),))
-    sides = (2, 640, 8 // stride, 6 // stride)
+    framed = reference.frame((make(2, 1280, side, side + 2),))
+    sides = (2, 640, side // stride, (side + 2) // stride)
     arguments = framed, make(640, 1280, 3, 3, scale=0.01), make(640)
     for options in (
         {"embedding": make(2, 640)},

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from instantvision.pipeline.config import Mix, Size
 from instantvision.pipeline.errors import UnknownPreset
-from instantvision.pipeline.model import Conditioning, Prepared
+from instantvision.pipeline.model import Conditioning, Deep, Prepared
 from instantvision.pipeline.schedule import cosine_alphas_cumprod
 
 
@@ -51,6 +51,33 @@ class ToyModel:
     def predict_prepared(self, noisy: Tensor, source: Tensor, prepared: Prepared) -> Tensor:
         colour, share = prepared
         return 0.6 * noisy + 0.3 * source + 0.1 * (1 + share[..., None, None]) * colour[:, :, None, None]
+
+
+class LayeredToyModel(ToyModel):
+    """A ToyModel whose look at the source is its deep part; counts both kinds of evaluations."""
+
+    def __init__(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(device, dtype)
+        self.whole = self.shallow = 0
+
+    def predict_keeping(self, noisy: Tensor, source: Tensor, prepared: Prepared) -> tuple[Tensor, Deep]:
+        self.whole += 1
+        return self.predict_prepared(noisy, source, prepared), (source.clone(),)
+
+    def predict_reusing(self, noisy: Tensor, source: Tensor, prepared: Prepared, deep: Deep) -> Tensor:
+        assert deep[0].shape == source.shape
+        self.shallow += 1
+        return self.predict_prepared(noisy, deep[0], prepared)
+
+
+@pytest.fixture
+def layered_toy_model() -> LayeredToyModel:
+    return LayeredToyModel()
+
+
+@pytest.fixture
+def layered_toy_model_on_gpu() -> LayeredToyModel:
+    return LayeredToyModel("cuda", torch.bfloat16)
 
 
 @pytest.fixture

@@ -110,6 +110,28 @@ def test_frames_on_their_way_go_on_with_another_look_and_not_after_another_size(
     assert runner._belt is None
 
 
+def test_there_is_one_graph_for_each_plan_and_none_is_missing(recordings, layered_toy_model):
+    settings = replace(SETTINGS, steps=8, temporal="full")
+    runner = CudaRunner(layered_toy_model, settings, EngineOptions())
+    turns = (None, 0, 1, 2, 3)
+    assert set(runner._current.inputs) == {(8, False, None), *((4, True, whole) for whole in turns)}
+    assert {inputs.whole for inputs in runner._current.inputs.values()} == set(turns)
+    runner.use(replace(settings, temporal="warm"))
+    assert set(runner._current.inputs) == {(8, False, None), *((steps, True, None) for steps in (4, 3, 2))}
+
+
+def test_a_fade_records_nothing_and_takes_another_look(recordings, toy_model):
+    settings = replace(SETTINGS, steps=8, temporal="warm")
+    runner = CudaRunner(toy_model, settings, EngineOptions())
+    desk = runner._desk
+    runner.use(replace(settings, mix=Mix.parse("oil:0.9,ink:0.1")))
+    assert (runner._desk, recordings.made) == (desk, [SETTINGS.size])
+    assert str(runner._settings.mix) == "oil:0.9,ink:0.1"
+    # Nothing in common is a cut, which no memory survives.
+    runner.use(replace(settings, mix=Mix.parse("comic")))
+    assert runner._desk is not desk
+
+
 def test_the_graphs_used_last_are_kept(recordings, toy_model):
     runner = CudaRunner(toy_model, at(SIZES[0]), EngineOptions(graphs_kept=2))
     for size in (SIZES[1], SIZES[2], SIZES[0], SIZES[3]):

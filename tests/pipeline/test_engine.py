@@ -13,7 +13,7 @@ from instantvision.pipeline import engine as engine_module
 from instantvision.pipeline.config import Mix, Settings, Size
 from instantvision.pipeline.engine import Engine, Pending
 from instantvision.pipeline.errors import EngineError, UnknownPreset
-from instantvision.pipeline.frame_inputs import frame_inputs, noise_field
+from instantvision.pipeline.frame_inputs import frame_inputs, noise_fields
 from instantvision.pipeline.frame_pass import FramePass
 
 SETTINGS = Settings(size=Size(64, 96), steps=3, strength=0.6, seed=5)
@@ -182,10 +182,10 @@ def test_device_time_is_known_after_the_result(engine):
 
 
 def test_noise_is_drawn_per_seed_and_size(toy_model):
-    field = noise_field(toy_model, SETTINGS)
+    field = noise_fields(toy_model, SETTINGS, 1)
     assert field.shape == (1, 8, 6, 4)
-    assert torch.equal(field, noise_field(toy_model, SETTINGS))
-    assert not torch.equal(field, noise_field(toy_model, replace(SETTINGS, seed=6)))
+    assert torch.equal(field, noise_fields(toy_model, SETTINGS, 1))
+    assert not torch.equal(field, noise_fields(toy_model, replace(SETTINGS, seed=6), 1))
 
 
 def test_conditioning_is_computed_per_settings_not_per_frame(model, engine):

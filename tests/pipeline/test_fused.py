@@ -48,6 +48,25 @@ def test_unet_of_frames_at_different_steps():
         assert relative_error(together[i : i + 1], alone) <= 1e-5
 
 
+@pytest.mark.parametrize("size", [(8, 12), (7, 9)])
+def test_the_shallow_part_of_a_unet(size):
+    unet = placed(MiniDenoiser(3)).unet
+    fused = FusedUNet(unet, reference_layers, token_reference, context=8)
+    emb = unet.embed(torch.tensor([100]), class_labels=torch.randn(1, 256))
+    tokens = torch.randn(1, 8, 256)
+    prepared = fused.prepare(emb, tokens)
+    pictures, moved = (tuple(each) for each in torch.randn(2, 2, 1, 32, *size))
+    whole, deep = fused.keeping(pictures, prepared)
+    # With its own deep features an evaluation is as it was, with another's both ways agree.
+    assert torch.equal(fused.reusing(pictures, prepared, deep), whole)
+    _, features = unet.forward_keeping(torch.cat(pictures, 1), emb, tokens)
+    assert relative_error(deep[0], features) <= 1e-5
+    result = fused.reusing(moved, prepared, deep)
+    expected = unet.forward_reusing(torch.cat(moved, 1), emb, tokens, features)
+    assert relative_error(result, expected) <= 1e-5
+    assert relative_error(result, fused(moved, prepared)) > 1e-3
+
+
 def test_autoencoder():
     autoencoder = placed(Autoencoder())
     fused = FusedAutoencoder(autoencoder, reference_layers)

@@ -209,9 +209,9 @@ def evaluation(
 
 
 @pytest.mark.parametrize("config", WIDE.values(), ids=WIDE.keys())
-def test_e4m3_costs_a_few_hundredths(config: DiffusionConfig) -> None:
+def test_e4m3_costs_less_than_a_tenth(config: DiffusionConfig) -> None:
     exact, rounded = (evaluation(config, CPU, torch.float32, 32, fp8=fp8) for fp8 in (False, True))
-    assert 0.002 <= relative_error(rounded, exact) <= 0.08
+    assert 0.002 <= relative_error(rounded, exact) <= 0.1
 
 
 @pytest.mark.gpu

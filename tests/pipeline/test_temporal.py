@@ -155,6 +155,72 @@ def test_a_warm_frame_never_has_more_steps_than_a_full_one(steps, expected):
     assert ours.plan(with_hand(scene(), 60)) == Plan(Work.WARM, tuple(range(expected)))
 
 
+def test_a_look_that_changes_is_painted_all_over_in_few_steps_and_once_with_all_when_it_is_reached():
+    ours = planner(steps_ceiling=3)
+    ours.plan(scene())
+    plans = []
+    for frame in range(8):
+        if frame < 5:
+            ours.change_look()
+        plans.append(ours.plan(scene()))
+    assert plans[:5] == [Plan(Work.FADE, (0, 1, 2))] * 5
+    assert [plan.work for plan in plans[5:]] == [Work.SETTLE, Work.REPEAT, Work.REPEAT]
+
+
+def test_a_fade_ends_in_all_steps_while_something_moves_too():
+    ours = planner()
+    ours.plan(scene())
+    ours.change_look()
+    frames = [with_hand(scene(), left) for left in (60, 80, 100)]
+    assert works(ours, frames) == [Work.FADE, Work.SETTLE, Work.WARM]
+
+
+def test_a_cut_within_a_fade_has_all_steps():
+    ours = planner()
+    ours.plan(scene())
+    ours.change_look()
+    assert works(ours, [scene(5), scene(5)]) == [Work.FULL, Work.REPEAT]
+
+
+def wholes(planner, pictures, moved=0.1):
+    """Which step of each frame is whole, where so much of every picture is measured to have moved."""
+    plans = []
+    for picture in pictures:
+        plans.append(planner.plan(picture))
+        planner.measured(plans[-1], [moved, *[0.5] * 3])
+    return [plan.whole for plan in plans]
+
+
+def hand_in(frames):
+    return [with_hand(scene(), 20 + 4 * i) for i in range(frames)]
+
+
+def test_deep_features_are_renewed_a_step_a_frame_in_turn():
+    assert wholes(planner(temporal="full"), hand_in(9)) == [None, 1, 2, 3, 0, 1, 2, 3, 0]
+    assert wholes(planner(temporal="warm"), hand_in(5)) == [None] * 5
+
+
+def test_deep_features_are_all_renewed_while_most_of_the_picture_moves():
+    ours = planner(temporal="full")
+    assert wholes(ours, hand_in(4), moved=0.9) == [None, 1, None, None]
+    assert wholes(ours, hand_in(3)[::-1]) == [None, 2, 3]
+
+
+def test_with_deep_features_no_step_is_left_out():
+    ours = planner(temporal="full", epsilon=1.0)
+    for picture in hand_in(60):
+        plan = ours.plan(picture)
+        ours.measured(plan, [0.1, 0, 0, 0])
+    assert plan.kept == (0, 1, 2, 3)
+
+
+def test_every_step_is_whole_where_the_look_changes():
+    ours = planner(temporal="full")
+    ours.plan(scene())
+    ours.change_look()
+    assert ours.plan(with_hand(scene(), 60)) == Plan(Work.FADE, (0, 1, 2, 3), None)
+
+
 def feed(skipper, changes_of, frames):
     """Numbers of so many frames; the count of steps each of them was made with."""
     counts = []

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instantvision.pipeline.config import Mix
-from instantvision.pipeline.transition import Fade, Look, blend
+from instantvision.pipeline.transition import Fade, Look, apart, blend
 
 OIL = Look(mix=Mix.parse("oil"), strength=1.0)
 INK = Look(mix=Mix.parse("ink"), strength=0.5)
@@ -24,6 +24,14 @@ def test_a_quarter_of_the_way() -> None:
 def test_both_ends_are_exact() -> None:
     assert FADE.at(9.0) is FADE.at(10.0) is OIL
     assert FADE.at(12.0) is FADE.at(1e9) is INK
+
+
+def test_looks_are_apart_by_what_they_do_not_share() -> None:
+    half = Look(mix=Mix.parse("oil:0.5,ink:0.5"), strength=0.9)
+    assert apart(OIL, OIL) == 0
+    assert apart(OIL, half) == apart(half, OIL) == pytest.approx(0.5)
+    assert apart(OIL, INK) == pytest.approx(1)
+    assert apart(OIL, Look(mix=OIL.mix, strength=0.7)) == pytest.approx(0.3)
 
 
 def test_no_duration_is_a_cut() -> None:
