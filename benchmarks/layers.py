@@ -184,9 +184,10 @@ class Written(TorchDispatchMode):
 
 def cases(calls: Sequence[Call], where: str, backend: Backend) -> list[Case]:
     """A case for each recorded call."""
+    special = {"cross_attention": _cross_case, "conv3x3_doubled": _doubled_case}
     return [
-        _cross_case(call, where, backend)
-        if call.name == "cross_attention"
+        special[call.name](call, where, backend)
+        if call.name in special
         else _case(call.group, call.name, call.arguments, where, call.times, backend)
         for call in calls
     ]
@@ -246,6 +247,19 @@ def _cross_case(call: Call, where: str, backend: Backend) -> Case:
     apart = {key: value for key, value in case.unfused.arguments.items() if "scores" not in key}
     apart |= {"query": query, "keys_values": torch.cat([context @ key.T, context @ value.T], -1), "out": out}
     return replace(case, unfused=Way(unfused.cross_attention, apart))
+
+
+def _doubled_case(call: Call, where: str, backend: Backend) -> Case:
+    """With a weight of our own, for the same reason."""
+    arguments = dict(call.arguments)
+    folded: Tensor = arguments.pop("folded")
+    features, channels = len(folded) // 4, folded.shape[1]
+    weight = _random(features, channels, 3, 3, device=folded.device, dtype=folded.dtype) * channels**-0.5 / 3
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    ours = arguments | {"folded": reference_layers.fold_doubling(weight)}
+    case = _case(call.group, call.name, ours, where, call.times, backend)
+    apart = {"activation": None} | unfused.adapted(arguments) | {"weight": weight}
+    return replace(case, unfused=Way(unfused.conv3x3_doubled, apart))
 
 
 @torch.inference_mode()
@@ -488,6 +502,7 @@ def all_cases(device: torch.device, dtype: torch.dtype, *, smoke: bool) -> list[
     return sorted(found, key=lambda case: (case.kernel, case.where))
 
 
+@torch.inference_mode()
 def main() -> int:
     """Command line; the exit code."""
     parser = argparse.ArgumentParser(
