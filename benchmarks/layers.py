@@ -78,7 +78,7 @@ TOLERANCES = {torch.bfloat16: 2e-2, torch.float16: 2e-2, torch.float32: 1e-4}
 # Arguments that are a layer's own and not a frame's.
 WEIGHTS = {
     "weight", "bias", "norm_weight", "norm_bias", "norm", "update_bias", "embedding", "modulation", "scale",
-    "queries_to_scores", "scores_to_out", "query", "keys_values", "out",
+    "folded", "queries_to_scores", "scores_to_out", "query", "keys_values", "out",
 }  # fmt: skip
 ATTENTIONS = ("attention", "attention_conv", "cross_attention")
 BACKENDS = {
@@ -184,9 +184,10 @@ class Written(TorchDispatchMode):
 
 def cases(calls: Sequence[Call], where: str, backend: Backend) -> list[Case]:
     """A case for each recorded call."""
+    special = {"cross_attention": _cross_case, "conv3x3_doubled": _doubled_case}
     return [
-        _cross_case(call, where, backend)
-        if call.name == "cross_attention"
+        special[call.name](call, where, backend)
+        if call.name in special
         else _case(call.group, call.name, call.arguments, where, call.times, backend)
         for call in calls
     ]
@@ -246,6 +247,19 @@ def _cross_case(call: Call, where: str, backend: Backend) -> Case:
     apart = {key: value for key, value in case.unfused.arguments.items() if "scores" not in key}
     apart |= {"query": query, "keys_values": torch.cat([context @ key.T, context @ value.T], -1), "out": out}
     return replace(case, unfused=Way(unfused.cross_attention, apart))
+
+
+def _doubled_case(call: Call, where: str, backend: Backend) -> Case:
+    """With a weight of our own, for the same reason."""
+    arguments = dict(call.arguments)
+    folded: Tensor = arguments.pop("folded")
+    features, channels = len(folded) // 4, folded.shape[1]
+    weight = _random(features, channels, 3, 3, device=folded.device, dtype=folded.dtype) * channels**-0.5 / 3
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    ours = arguments | {"folded": reference_layers.fold_doubling(weight)}
+    case = _case(call.group, call.name, ours, where, call.times, backend)
+    apart = {"activation": None} | unfused.adapted(arguments) | {"weight": weight}
+    return replace(case, unfused=Way(unfused.conv3x3_doubled, apart))
 
 
 @torch.inference_mode()
@@ -365,12 +379,10 @@ def _chosen(case: Case, device: torch.device) -> str:
 
         given = case.ours.arguments
         framed, weight = given["framed"], given["weight"]
-        positions = len(framed) * math.prod(
-            (side - 3) // given.get("stride", 1) + 1 for side in framed.shape[2:]
-        )
-        if not given.get("activation") and not given.get("framed_out"):
-            way = unfused_way(positions, framed.shape[1], len(weight), weight.element_size())
-            return {"library": "cuDNN, finish", "split": "in parts, finish"}.get(way or "", "ours")
+        height, width = ((side - 3) // given.get("stride", 1) + 1 for side in framed.shape[2:])
+        form = len(framed) * height * width, framed.shape[1], len(weight), weight.element_size()
+        if not given.get("activation") and not given.get("framed_out") and (way := unfused_way(*form)):
+            return f"{way}, finish"
     return "ours"
 
 
@@ -416,7 +428,7 @@ def _shape(arguments: dict[str, Any]) -> str:
 def _settled(kernel: str, result: Any) -> list[Tensor]:
     """Results of a kernel and of its reference alike: attention's parts and moments added up."""
     found = [tensor.float() for tensor in tensors(result)]
-    if kernel in ("conv3x3", "linear"):
+    if kernel in ("conv3x3", "conv3x3_doubled", "linear"):
         return [*found[:1], *(moments.sum(1) for moments in found[1:])]
     if kernel == "channel_moments" or (kernel == "attention_conv" and found[0].dim() == 4):
         return [found[0].sum(1)]
@@ -490,6 +502,7 @@ def all_cases(device: torch.device, dtype: torch.dtype, *, smoke: bool) -> list[
     return sorted(found, key=lambda case: (case.kernel, case.where))
 
 
+@torch.inference_mode()
 def main() -> int:
     """Command line; the exit code."""
     parser = argparse.ArgumentParser(

@@ -56,6 +56,13 @@ def conv3x3(
     return F.relu(y) if activation == "relu" else y
 
 
+def conv3x3_doubled(
+    framed: Tensor, weight: Tensor, bias: Tensor, *, activation: str | None, **_: Any
+) -> Tensor:
+    """Repeat positions, convolve, activation."""
+    return conv3x3(F.interpolate(framed, scale_factor=2.0), weight, bias, activation=activation)
+
+
 def group_norm(
     pictures: tuple[Tensor, ...],
     weight: Tensor,

@@ -18,9 +18,9 @@ FPS_MAX = 240.0
 
 Fit = Literal["cover", "letterbox"]
 Temporal = Literal["off", "noise", "warm", "full"]
-Pipeline = Literal["latency", "throughput"]
 Spacing = Literal["log-snr", "uniform", "karras", "trailing"]
 Solver = Literal["ddim", "2m", "lcm", "tcd"]
+Pipeline = Literal["latency", "throughput"]
 
 # Of the second-order solver: its first and last step look along nothing.
 SECOND_ORDER_STEPS_MIN = 3
@@ -171,17 +171,15 @@ class Settings:
                 f"steps are {self.steps_floor} to {self.steps_ceiling}, expected 1 or more to {STEPS_MAX} or less, "
                 "floor before ceiling"
             )
-        if self.pipeline not in ("latency", "throughput"):
-            raise ConfigError(f"pipeline is {self.pipeline!r}, expected latency or throughput")
-        if self.pipeline == "throughput" and self.temporal in ("warm", "full"):
+        self._check_pipeline()
+
+    def _check_pipeline(self) -> None:
+        if self.pipeline not in get_args(Pipeline):
+            raise ConfigError(f"pipeline is {self.pipeline!r}, expected {_choices(get_args(Pipeline))}")
+        if self.pipeline == "throughput" and self.temporal not in ("off", "noise"):
             raise ConfigError(
                 f"temporal is {self.temporal} and pipeline is throughput, where no frame is finished when the next "
                 "begins: use --temporal noise or --pipeline latency"
-            )
-        if self.pipeline == "throughput" and self.solver != "ddim":
-            raise ConfigError(
-                f"solver is {self.solver} and pipeline is throughput, whose steps are all made alike: use "
-                "--solver ddim or --pipeline latency"
             )
 
     def _check_schedule(self) -> None:

@@ -193,8 +193,7 @@ class CudaRunner:
         try:
             # Its graphs write to it while they are recorded: the first frame after that starts from nothing.
             memory = LatentMemory.empty(self._model, settings) if desk.remembers else None
-            steps = desk.course.full.steps
-            belt = Belt(self._model, settings, steps) if desk.throughput else None
+            belt = Belt(self._model, settings, desk.course.steps) if desk.throughput else None
 
             def call(pixels: Tensor, static: FrameInputs, out: Tensor, warm: bool) -> Tensor:
                 return self._frame_pass(

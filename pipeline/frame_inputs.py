@@ -77,6 +77,12 @@ class FrameInputs:
             return None
         return self.noises[step : step + 1] if len(self.noises) else before
 
+    def all_mixed_in(self, before: Tensor) -> Tensor | None:
+        """`mixed_in` of all steps at once, [S, C, h, w], for frames that are each at another."""
+        if self.coefficients.shape[1] == 4:
+            return None
+        return self.noises if len(self.noises) else before
+
     def freshen(self, generator: torch.Generator) -> None:
         """Draw all noise anew, on the generator's device."""
         self.noise.normal_(generator=generator)
@@ -93,6 +99,8 @@ class FrameInputs:
         pairs = [*zip(self.prepared, other.prepared, strict=True), (self.coefficients, other.coefficients)]
         for mine, new in pairs:
             mine[step].copy_(new[step])
+        if len(self.noises):
+            self.noises[step].copy_(other.noises[step])
         if step == 0:
             self.noise.copy_(other.noise)
             self.start.copy_(other.start)
@@ -289,21 +297,21 @@ class Belt:
 
     def __init__(self, model: LatentModel, settings: Settings, steps: int) -> None:
         _, *shape = _latent_shape(model, settings)
-        self.sources, self.latents = (
+        self.sources, self.latents, self.clean = (
             torch.zeros((steps, *shape), dtype=model.dtype, device=model.device).contiguous(
                 memory_format=torch.channels_last
             )
-            for _ in range(2)
+            for _ in range(3)
         )
-        """The pictures' latents and, at the last, the clean latents of the frame that came out, [S, C, h, w]."""
+        """Of each frame the picture's latents, its own after its last step, and x0 at that step, [S, C, h, w]."""
         self._entered: deque[FrameInputs] = deque(maxlen=steps)
         self._written: list[FrameInputs | None] = [None] * steps
 
     def restart(self) -> None:
         """Forget the frames on their way; call it where the device's work is queued."""
         # Whatever is left there must be numbers: a kernel may read a neighbour's values and weigh them with zero.
-        self.sources.zero_()
-        self.latents.zero_()
+        for latents in (self.sources, self.latents, self.clean):
+            latents.zero_()
         self._entered.clear()
         self._written = [None] * len(self._written)
 

@@ -89,7 +89,11 @@ class FramePass:
         noisy = _pushed(entering, belt.latents)
         belt.sources.copy_(_pushed(source, belt.sources))
         prediction = self.model.predict_prepared(noisy, belt.sources, inputs.prepared)
-        self._step_ops.denoise_step(prediction, noisy, inputs.coefficients, out=belt.latents)
+        extra = inputs.all_mixed_in(_pushed(torch.zeros_like(source), belt.clean))
+        x0_out = None if extra is None else belt.clean
+        self._step_ops.denoise_step(
+            prediction, noisy, inputs.coefficients, extra=extra, out=belt.latents, x0_out=x0_out
+        )
         return belt.latents[-1:]
 
     def _predictor(self, source: Tensor, inputs: FrameInputs, memory: LatentMemory | None) -> Predict:

@@ -128,7 +128,7 @@ class Desk:
         self._planner = Planner(settings, self.course.steps) if remembers else None
         self._settings = settings
         self._painted: Pending | None = None
-        self.throughput = settings.pipeline == "throughput" and self.course.full.steps > 0
+        self.throughput = settings.pipeline == "throughput" and self.course.steps > 0
         """Whether several frames are on their way at once, each at another step."""
 
     @property

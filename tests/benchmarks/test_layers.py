@@ -87,6 +87,20 @@ def test_attention_is_compared_with_several_ways():
     assert row.unfused_by in layers.BACKENDS
 
 
+def test_a_doubled_convolution_is_repeating_and_convolving():
+    framed = reference_layers.frame((torch.randn(1, 8, 5, 6),))
+    arguments = {
+        "framed": framed,
+        "folded": torch.empty(48, 8, 2, 2),
+        "bias": torch.randn(12),
+        "activation": "relu",
+        "framed_out": True,
+    }
+    [case] = cases([Call("layer_ops", "conv3x3_doubled", arguments)], "sd-turbo", Ops)
+    assert check(case, torch.float32) <= 1e-5
+    assert layers._error(case.unfused(), case.exact()[0]) <= 1e-4
+
+
 def test_a_context_is_folded_for_ours_and_not_for_the_unfused_way():
     arguments = {
         "parts": torch.randn(1, 2, 9, 16),

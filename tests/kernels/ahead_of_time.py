@@ -19,8 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from instantvision import kernels
+from instantvision.kernels import conv3x3
 from instantvision.kernels import launch as launching
-from instantvision.kernels import library_conv
 from instantvision.pipeline.autoencoder import Autoencoder
 from instantvision.pipeline.autoencoder_tiny import AutoencoderTiny
 from instantvision.pipeline.config import Settings, Size
@@ -78,7 +78,10 @@ def frames(dtype: torch.dtype) -> None:
     backend = kernels.choose("cuda")
     x, vector = empty(1, 1280, 8, 8, dtype=dtype), empty(1280, dtype=dtype)
     backend.layer_ops.channel_moments(x)
-    library_conv.finish(x, vector, vector[None], x, moments=True)
+    # What only a real GPU of these models chooses.
+    framed, weight = empty(1, 1280, 10, 10, dtype=dtype), empty(1280, 1280, 3, 3, dtype=dtype)
+    sums = conv3x3.split_sum(framed, weight, 1, None)
+    backend.layer_ops.finish(sums, vector, vector[None], x, moments=True)
     row = empty(5, dtype=torch.float32)
     backend.step_ops.denoise_step(x, x, row, extra=x, x0_out=x)
 
@@ -93,7 +96,7 @@ def frame(model: LatentModel, conditioning: Conditioning, size: Size, dtype: tor
     )
     numbers = [empty(*shape, dtype=torch.float32) for shape in ((1, 4), (2,), (2,), (2,))]
     timesteps = torch.empty(1, dtype=torch.int64, device=META)
-    inputs = FrameInputs(model.prepare(timesteps, conditioning), latents, *numbers)
+    inputs = FrameInputs(model.prepare(timesteps, conditioning), latents, *numbers, latents[:0])
     memory = LatentMemory(latents, latents, empty(4, dtype=torch.float32))
     pixels, frame_pass = empty(size.height, size.width, 3, dtype=torch.uint8), FramePass(model)
     frame_pass(pixels, inputs, mirror=False)

@@ -76,6 +76,18 @@ def test_every_frame_comes_out_as_if_it_were_alone(model, make_engine):
     assert not alike(results[0], results[1], model)
 
 
+@pytest.mark.parametrize("solver", ["2m", "lcm", "tcd"])
+def test_every_solver_gives_each_frame_what_is_its_own(model, make_engine, solver):
+    looks = [
+        replace(SETTINGS, solver=solver, spacing="trailing", seed=seed) for seed in (3, 3, 4, 4, 4, 5, 5, 5)
+    ]
+    results = play(make_engine(looks[0]), looks)
+    assert list(results) == list(range(5))
+    for index, result in results.items():
+        alone = make_engine(replace(looks[index], pipeline="latency"))
+        assert alike(result, alone.stylise(scene(index)), model)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_a_picture_is_as_many_frames_late_as_there_are_further_steps(make_engine, steps):
     results = play(
@@ -150,9 +162,12 @@ def test_latents_keep_their_order_in_memory(toy_model):
     assert FramePass(toy_model).advance(source, inputs, belt).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_warm_frames_need_a_finished_one():
-    with pytest.raises(ConfigError, match="use --temporal noise or --pipeline latency"):
-        replace(SETTINGS, temporal="warm")
+@pytest.mark.parametrize("temporal", ["warm", "full"])
+def test_warm_frames_need_a_finished_one(temporal):
+    with pytest.raises(
+        ConfigError, match=f"temporal is {temporal} .* use --temporal noise or --pipeline latency"
+    ):
+        replace(SETTINGS, temporal=temporal)
     with pytest.raises(ConfigError, match="pipeline is 'fast', expected latency or throughput"):
         Settings(pipeline="fast")
 
