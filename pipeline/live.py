@@ -42,6 +42,7 @@ class LiveJob:
         panic: what the panic button shows.
         loop: begin a file again at its end.
         stats_json: file for the figures of the run, or None.
+        fp8: multiply in e4m3 what can be.
     """
 
     source: str
@@ -53,6 +54,7 @@ class LiveJob:
     panic: Show = Show.SLATE
     loop: bool = True
     stats_json: Path | None = None
+    fp8: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def live(job: LiveJob, on_stats: OnStats, controls: Controls = no_controls) -> L
     from instantvision.pipeline.start import load_mini
 
     # Loaded here and not in the engine's thread: a damaged file is found before anything is opened.
-    model, settings = load_mini(job.settings, None if job.size_given else RUN_SIDE.square_on)
+    model, settings = load_mini(job.settings, None if job.size_given else RUN_SIDE.square_on, fp8=job.fp8)
     control, preview = Control(settings, fade_s=job.fade_s, panic=job.panic), Preview()
     stop = threading.Event()
     with _interrupts(stop) as interrupted, controls(control, preview, stop) as tell_controls:

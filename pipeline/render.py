@@ -40,6 +40,7 @@ class RenderJob:
         settings: for every frame; its size counts only without `keep_shape`.
         keep_shape: take the size from the source's shape, at most RENDER_SIDE long.
         max_frames: stop after so many; None renders all.
+        fp8: multiply in e4m3 what can be.
     """
 
     source: Path
@@ -47,6 +48,7 @@ class RenderJob:
     settings: Settings
     keep_shape: bool = True
     max_frames: int | None = None
+    fp8: bool = False
 
     def __post_init__(self) -> None:
         if self.max_frames is not None and self.max_frames < 1:
@@ -141,7 +143,7 @@ def _render_picture(job: RenderJob, on_progress: Progress, now_s: Callable[[], f
 
     pixels = pictures.read_picture(job.source)
     height, width = pixels.shape[:2]
-    with started_engine(job.settings, _size_on(job, width, height)) as (engine, device):
+    with started_engine(job.settings, _size_on(job, width, height), fp8=job.fp8) as (engine, device):
         started_s = now_s()
         still = ClipFrame(pixels=pixels, index=0, pts_s=Fraction(0))
         pending, _ = next(stylise_in_order(engine, [still]))
@@ -158,7 +160,10 @@ def _render_clip(job: RenderJob, on_progress: Progress, now_s: Callable[[], floa
         # Here and not above: torch takes seconds to import, and a source that is no video is refused before that.
         from instantvision.pipeline.start import started_engine
 
-        with started_engine(job.settings, _size_on(job, clip.width, clip.height)) as (engine, device):
+        with started_engine(job.settings, _size_on(job, clip.width, clip.height), fp8=job.fp8) as (
+            engine,
+            device,
+        ):
             total = _frame_total(clip.frame_count, job.max_frames)
             started_s, done, steps = now_s(), 0, 0
             with VideoWriter(job.output, engine.settings.size, clip.fps, audio_from=job.source) as out:

@@ -10,41 +10,50 @@ from dataclasses import replace
 from instantvision.pipeline.config import Settings, Size
 from instantvision.pipeline.device import choose_device
 from instantvision.pipeline.engine import Engine
+from instantvision.pipeline.errors import EngineError
 from instantvision.pipeline.mini import Mini
 
 SizeOn = Callable[[str], Size]
 """Gives the size for a type of device, `cuda` or `cpu`."""
 
 
-def load_mini(settings: Settings, size_on: SizeOn | None = None) -> tuple[Mini, Settings]:
+def load_mini(
+    settings: Settings, size_on: SizeOn | None = None, *, fp8: bool = False
+) -> tuple[Mini, Settings]:
     """The embedded model on the best device, and the settings with the size for that device.
 
     Args:
         settings: as the user gave them.
         size_on: None keeps the size of `settings`.
+        fp8: multiply in e4m3 what can be.
 
     Raises:
+        EngineError: the device has no arithmetic in e4m3.
         WeightsError: a weights file is missing, damaged or of another model.
     """
     choice = choose_device()
-    model = Mini.load(choice.device, choice.dtype)
+    if fp8 and choice.device.type == "cpu":
+        raise EngineError("a CPU has no 8-bit floating point arithmetic: leave --fp8 away")
+    model = Mini.load(choice.device, choice.dtype, fp8=fp8)
     if size_on is not None:
         settings = replace(settings, size=size_on(choice.device.type))
     return model, settings
 
 
 @contextmanager
-def started_engine(settings: Settings, size_on: SizeOn | None = None) -> Iterator[tuple[Engine, str]]:
+def started_engine(
+    settings: Settings, size_on: SizeOn | None = None, *, fp8: bool = False
+) -> Iterator[tuple[Engine, str]]:
     """An engine with the embedded model and the type of its device; closed at the end.
 
     Args:
         settings: of the first frame.
-        size_on: as in load_mini.
+        size_on, fp8: as in load_mini.
 
     Raises:
         WeightsError: a weights file is missing, damaged or of another model.
         EngineError: the device cannot run it.
     """
-    model, settings = load_mini(settings, size_on)
+    model, settings = load_mini(settings, size_on, fp8=fp8)
     with closing(Engine(model, settings)) as engine:
         yield engine, model.device.type

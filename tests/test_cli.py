@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from instantvision import cli
@@ -253,6 +254,13 @@ def test_ctrl_c_ends_a_run_with_a_playable_file_and_its_figures(tmp_path: Path) 
     assert json.loads(figures.read_text())["threads_left"] == 0
     with VideoReader(output) as made:
         assert list(made)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_cpu_refuses_fp8() -> None:
+    result = invoke("bench", *TINY, "--fp8")
+    assert result.exit_code == 1
+    assert "a CPU has no 8-bit floating point arithmetic: leave --fp8 away" in result.stderr
 
 
 def test_bench_writes_a_page_beside_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
