@@ -37,6 +37,8 @@ META = torch.device("meta")
 PUBLISHED: Mapping[str, DiffusionConfig] = {"sd-1.5": SD_15, "sd-turbo": SD_TURBO, "sdxl": SDXL}
 CONVOLUTION, LINEAR, ATTENTION, NORM = "conv3x3", "linear", "attention", "norm"
 ELEMENTWISE, COPY = "elementwise", "copy"
+# With the deep part left to another evaluation; no part of a plain frame.
+SHALLOW = "shallow evaluation"
 KINDS = (CONVOLUTION, LINEAR, ATTENTION, NORM, ELEMENTWISE, COPY)
 
 aten = torch.ops.aten
@@ -169,7 +171,7 @@ def count(module: nn.Module, call: Callable[..., Tensor], *inputs: Tensor) -> Pa
 
 
 def parts(model: str, side: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, Part]:
-    """Encoder, one evaluation of the denoiser and decoder of a model for a square picture.
+    """Encoder, one evaluation of the denoiser, whole and of its outermost level, and decoder, for a square picture.
 
     Embedding the timestep is left out: it is computed once a preset.
 
@@ -199,11 +201,28 @@ def parts(model: str, side: int, dtype: torch.dtype = torch.bfloat16) -> dict[st
     cast(Any, unet).to(memory_format=torch.channels_last)
     codec.to(memory_format=torch.channels_last)
     noisy, emb = tensor(1, unet.config.in_channels, place, place), tensor(1, unet.config.emb_channels)
+    deep = tensor(1, unet.config.block_out_channels[1], place, place)
     return {
         "encode": count(codec.encoder, codec.encode, picture),
         "evaluation": count(unet, unet.forward_embedded, noisy, emb, tokens),
+        SHALLOW: count(_outermost(unet), unet.forward_reusing, noisy, emb, tokens, deep),
         "decode": count(codec.decoder, codec.decode, latents),
     }
+
+
+def _outermost(unet: UNet) -> nn.ModuleList:
+    """What `UNet.forward_reusing` uses."""
+    first: Any = unet.down_blocks[0]
+    return nn.ModuleList(
+        [
+            unet.conv_in,
+            first.resnets,
+            first.attentions,
+            unet.up_blocks[-1],
+            unet.conv_norm_out,
+            unet.conv_out,
+        ]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,6 +395,7 @@ def frame_rows(
 ) -> list[Row]:
     """The lines of a whole frame: encode, so many evaluations, decode."""
     repeats = {"encode": 1, "evaluation": steps, "decode": 1}
+    counted = {name: part for name, part in counted.items() if name in repeats}
     calls = [call for name, part in counted.items() for call in part.calls * repeats[name]]
     apart = _row("frame", "all, apart", calls, _apart_us(calls, ceilings), measured.get("all"))
     bounds = [(repeats[name], fused(name, part, ceilings, {})) for name, part in counted.items()]

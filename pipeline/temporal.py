@@ -25,8 +25,9 @@ STILL_LEVELS = 5
 CUT_CORRELATION = 0.5
 # Contrast, in levels, that a picture has to have for its correlation to mean anything.
 FLAT_LEVELS = 2.0
-# Share of the picture, by its gate, from which on deep features of the frame before are of no use.
-REFRESH_SHARE = 0.5
+# Share of the picture, by its gate, beyond which deep features are renewed in every step. Somebody who signs before a
+# webcam moves a quarter to a third of its picture.
+REFRESH_SHARE = 0.35
 # Frames without motion, half a second at 30 Hz, after which the picture is painted once more with all steps.
 SETTLE_FRAMES = 15
 # A step is left out once it has been under epsilon for so many frames; one too many costs less than one too few.
