@@ -53,6 +53,12 @@ def test_a_result_that_was_not_written_does_not_pass():
     assert math.isnan(check(layers.replace(case, ours=lazy), torch.float32))
 
 
+def test_a_result_of_another_shape_does_not_pass():
+    [case] = cases([linear_call()], "mini", Ops)
+    cut = Way(lambda **arguments: reference_layers.linear(**arguments)[0][:, :3], case.ours.arguments)
+    assert math.isnan(check(layers.replace(case, ours=cut), torch.float32))
+
+
 def test_a_wrong_result_does_not_pass(caplog):
     [case] = cases([linear_call()], "mini", Ops)
     wrong = Way(lambda **arguments: reference_layers.linear(**arguments)[0] * 1.01, case.ours.arguments)
