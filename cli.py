@@ -78,10 +78,11 @@ StrengthOption = Annotated[
 ]
 SeedOption = Annotated[int | None, typer.Option(help="Of the noise.", show_default="the preset's")]
 TemporalOption = Annotated[
-    Temporal,
+    Temporal | None,
     typer.Option(
         help="What a frame takes over from the one before: nothing, the noise, all that did not move, or that and "
-        "deep features."
+        "deep features.",
+        show_default="warm; noise with throughput",
     ),
 ]
 EpsilonOption = Annotated[
@@ -145,7 +146,7 @@ def demo(
     ),
     preset: PresetOption = str(DEFAULTS.mix),
     size: Annotated[str | None, typer.Option(help=SIZE_HELP, show_default=str(DEMO_SIDE))] = None,
-    temporal: TemporalOption = DEFAULTS.temporal,
+    temporal: TemporalOption = None,
     epsilon: EpsilonOption = DEFAULTS.epsilon,
     steps_floor: FloorOption = DEFAULTS.steps_floor,
     steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
@@ -154,7 +155,7 @@ def demo(
     """Stylise a bundled portrait, to see what this computer and every preset can do."""
     settings = dataclasses.replace(
         settings_for(Mix.parse(preset), size=_size(size)),
-        temporal=temporal,
+        temporal=temporal or DEFAULTS.temporal,
         epsilon=epsilon,
         steps_floor=steps_floor,
         steps_ceiling=steps_ceiling,
@@ -178,7 +179,7 @@ def render(
     steps: StepsOption = DEFAULTS.steps,
     strength: StrengthOption = None,
     seed: SeedOption = None,
-    temporal: TemporalOption = DEFAULTS.temporal,
+    temporal: TemporalOption = None,
     epsilon: EpsilonOption = DEFAULTS.epsilon,
     steps_floor: FloorOption = DEFAULTS.steps_floor,
     steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
@@ -193,7 +194,7 @@ def render(
     settings = settings_for(Mix.parse(preset), size=_size(size), steps=steps, strength=strength, seed=seed)
     settings = dataclasses.replace(
         settings,
-        temporal=temporal,
+        temporal=temporal or _temporal(pipeline),
         epsilon=epsilon,
         steps_floor=steps_floor,
         steps_ceiling=steps_ceiling,
@@ -228,7 +229,7 @@ def run(
     steps: StepsOption = DEFAULTS.steps,
     strength: StrengthOption = None,
     seed: SeedOption = None,
-    temporal: TemporalOption = DEFAULTS.temporal,
+    temporal: TemporalOption = None,
     epsilon: EpsilonOption = DEFAULTS.epsilon,
     steps_floor: FloorOption = DEFAULTS.steps_floor,
     steps_ceiling: CeilingOption = DEFAULTS.steps_ceiling,
@@ -265,7 +266,7 @@ def run(
         settings,
         fit=fit,
         mirror=mirror,
-        temporal=temporal,
+        temporal=temporal or _temporal(pipeline),
         epsilon=epsilon,
         steps_floor=steps_floor,
         steps_ceiling=steps_ceiling,
@@ -320,7 +321,9 @@ def bench(
 ) -> None:
     """Measure how long a frame takes, stage by stage, and what it costs."""
     settings = settings_for(Mix.parse(preset), size=_size(size), steps=steps)
-    settings = dataclasses.replace(settings, spacing=spacing, solver=solver, pipeline=pipeline)
+    settings = dataclasses.replace(
+        settings, temporal=_temporal(pipeline), spacing=spacing, solver=solver, pipeline=pipeline
+    )
     from instantvision.pipeline import bench as bench_module
     from instantvision.pipeline import bench_report
     from instantvision.pipeline.report import bench_table, progress_bar
@@ -363,6 +366,11 @@ def _size(text: str | None) -> Size | None:
 
 def _json(data: object) -> str:
     return json.dumps(data, indent=2)
+
+
+def _temporal(pipeline: Pipeline) -> Temporal:
+    """What frames take over when the user does not say: all they can."""
+    return DEFAULTS.temporal if pipeline == "latency" else "noise"
 
 
 def _leave(code: int, *, threads_left: int) -> None:

@@ -2,8 +2,9 @@
 
     python benchmarks/record.py [--size N] [--seconds S]
 
-Runs `instantvision bench`, then `instantvision run --source test-pattern --sink null`, and writes both reports as one
-JSON file into benchmarks/results, named after the date and the device. Run it on an otherwise idle machine.
+Runs `instantvision bench`, then `instantvision run --source test-pattern --sink null --temporal noise`, and writes both
+reports as one JSON file into benchmarks/results, named after the date and the device. Run it on an otherwise idle
+machine.
 """
 
 import argparse
@@ -31,6 +32,8 @@ def live(size: str, fps: float, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "run.json"
         command = ["run", "--source", "test-pattern", "--sink", "null", "--size", size, "--fps", f"{fps:g}"]
+        # The same work for every frame, whatever moves.
+        command += ["--temporal", "noise"]
         subprocess.run(
             [*PROGRAM, *command, "--duration", f"{seconds:g}", "--stats-json", str(figures)], check=True
         )

@@ -67,7 +67,7 @@ class Work:
     @property
     def settings(self) -> Settings:
         """The engine's."""
-        return Settings(size=Size(self.side, self.side), steps=self.steps, strength=1.0)
+        return Settings(size=Size(self.side, self.side), steps=self.steps, strength=1.0, temporal="noise")
 
 
 Make = Callable[[torch.device, torch.dtype], Subject]

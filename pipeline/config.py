@@ -144,7 +144,7 @@ class Settings:
     seed: int = 0
     fit: Fit = "cover"
     mirror: bool = False
-    temporal: Temporal = "noise"
+    temporal: Temporal = "warm"
     epsilon: float = 0.08
     steps_floor: int = 2
     steps_ceiling: int = 4

@@ -284,7 +284,7 @@ def test_ctrl_c_ends_a_render_with_130(clip: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_debug_shows_where_an_expected_error_came_from(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise EngineError("no memory")
 
     monkeypatch.setattr("instantvision.pipeline.start.started_engine", broken)

@@ -200,7 +200,7 @@ def test_a_listener_may_apply() -> None:
 def test_the_state_as_plain_values() -> None:
     assert make(panic=Show.LAST_LOOK).state.to_json() == {
         "version": 0, "preset": "oil", "strength": OIL.strength, "seed": OIL.seed, "steps": 8, "size": "512x512",
-        "fit": "cover", "mirror": False, "temporal": "noise", "fade_s": 0.5, "show": "effect",
+        "fit": "cover", "mirror": False, "temporal": "warm", "fade_s": 0.5, "show": "effect",
         "panic_mode": "last-look", "changed_by": "start",
     }  # fmt: skip
 

@@ -16,7 +16,7 @@ from instantvision.pipeline.engine import Engine, EngineOptions
 from instantvision.pipeline.errors import EngineError
 from instantvision.pipeline.frame_inputs import frame_inputs
 
-SETTINGS = Settings(size=Size(64, 64), steps=2)
+SETTINGS = Settings(size=Size(64, 64), steps=2, temporal="noise")
 SIZES = [Size(side, 64) for side in (64, 80, 96, 112, 128)]
 
 
@@ -113,7 +113,7 @@ def test_a_fade_records_nothing_and_takes_another_look(recordings, toy_model):
 
 @torch.inference_mode()
 def test_frames_on_their_way_go_on_with_another_look_and_not_after_another_size(recordings, toy_model):
-    first = replace(SETTINGS, pipeline="throughput")
+    first = replace(SETTINGS, pipeline="throughput", temporal="noise")
     runner = CudaRunner(toy_model, first, EngineOptions())
     belt, inputs = runner._belt, runner._desk.course.full
     static = next(iter(runner._current.inputs.values()))

@@ -16,7 +16,7 @@ from instantvision.pipeline.errors import EngineError, UnknownPreset
 from instantvision.pipeline.frame_inputs import frame_inputs, noise_fields
 from instantvision.pipeline.frame_pass import FramePass
 
-SETTINGS = Settings(size=Size(64, 96), steps=3, strength=0.6, seed=5)
+SETTINGS = Settings(size=Size(64, 96), steps=3, strength=0.6, seed=5, temporal="noise")
 # bfloat16 keeps 8 bits, and a few steps add up: so many of 255 levels may a GPU differ from the CPU.
 GPU_TOLERANCE = 8
 

@@ -18,7 +18,7 @@ from instantvision.pipeline.schedule import scaled_linear_alphas_cumprod
 
 # The same operations in another order: only fp32's last places may differ.
 TOLERANCE = 1e-4
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = {"norm_num_groups": 8, "cross_attention_dim": 24}
 TINY_AUTOENCODER = AutoencoderTinyConfig(
     encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4
@@ -215,27 +215,30 @@ def test_e4m3_costs_less_than_a_tenth(config: DiffusionConfig) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("config", WIDE.values(), ids=WIDE.keys())
-def test_kernels_agree_with_the_reference(config: DiffusionConfig, fp8: bool) -> None:
-    exact = evaluation(config, CPU, torch.float32, 32, fp8=fp8)
-    found = evaluation(config, torch.device("cuda"), torch.bfloat16, 32, fp8=fp8)
-    # Numbers of bf16 are a 256th of their size apart; in e4m3 one step aside makes a sixteenth.
-    assert relative_error(found, exact) <= (0.06 if fp8 else 0.02)
+def test_kernels_agree_with_the_reference(config: DiffusionConfig) -> None:
+    exact = evaluation(config, CPU, torch.float32, 32, fp8=False)
+    # Numbers of bf16 are a 256th of their size apart.
+    assert relative_error(evaluation(config, CUDA, torch.bfloat16, 32, fp8=False), exact) <= 0.02
+    # What bf16 moves across a boundary of e4m3 moves by a sixteenth: both are equally far from the truth, and apart.
+    limit = 1.25 * relative_error(evaluation(config, CPU, torch.float32, 32, fp8=True), exact)
+    assert relative_error(evaluation(config, CUDA, torch.bfloat16, 32, fp8=True), exact) <= limit
 
 
 @pytest.mark.gpu
-def test_the_tiny_autoencoders_kernels_agree_with_the_reference() -> None:
+def test_the_tiny_autoencoders_kernels_are_as_near_as_torch() -> None:
     config = replace(WIDE["sd 2.1"], autoencoder=AutoencoderTinyConfig())
     pixels = torch.rand(1, 3, 96, 160) * 2 - 1
-    results = []
-    for device, dtype in ((CPU, torch.float32), (torch.device("cuda"), torch.bfloat16)):
-        model = LatentDiffusion(
-            config, *random_networks(config, 3, CPU), random_prompt(config, 3), device, dtype
-        )
-        with torch.inference_mode():
-            latents = model.encode(pixels.to(device, dtype))
-            results.append((latents.float().cpu(), model.decode(latents).float().cpu()))
-    (latents, picture), (found_latents, found_picture) = results
-    assert relative_error(found_latents, latents) <= 0.03
-    assert relative_error(found_picture, picture) <= 0.06
+    _, network = random_networks(config, 3, CPU)
+    with torch.inference_mode():
+        latents = network.encode(pixels)
+        picture = network.decode(latents)
+        plain = network.to(CUDA, torch.bfloat16)
+        plain_latents = plain.encode(pixels.to(CUDA, torch.bfloat16)).float().cpu()
+        plain_picture = plain.decode(latents.to(CUDA, torch.bfloat16)).float().cpu()
+        networks = random_networks(config, 3, CPU)
+        model = LatentDiffusion(config, *networks, random_prompt(config, 3), CUDA, torch.bfloat16)
+        found_latents = model.encode(pixels.to(CUDA, torch.bfloat16)).float().cpu()
+        found_picture = model.decode(latents.to(CUDA, torch.bfloat16)).float().cpu()
+    assert relative_error(found_latents, latents) <= 1.5 * relative_error(plain_latents, latents)
+    assert relative_error(found_picture, picture) <= 1.5 * relative_error(plain_picture, picture)

@@ -14,7 +14,7 @@ from instantvision.pipeline.frame_inputs import Belt, frame_inputs
 from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.mini import Mini
 
-SETTINGS = Settings(size=Size(64, 96), steps=4, strength=0.7, seed=3, pipeline="throughput")
+SETTINGS = Settings(size=Size(64, 96), steps=4, strength=0.7, seed=3, pipeline="throughput", temporal="noise")
 ALONE = replace(SETTINGS, pipeline="latency")
 # Batches are added up in another order; on a GPU bfloat16 keeps 8 bits.
 CPU_LEVELS, GPU_LEVELS = 1, 8
