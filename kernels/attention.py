@@ -2,8 +2,6 @@
 
 Chosen once for each shape, by measuring them on the device as part of a graph, with the reason in the log. Operation
 and arguments are those of `token_reference`. Needs triton.
-
-Source: online softmax as in Milakov & Gimelshein 2018 (arXiv 1805.02867) and Dao et al. 2022 (arXiv 2205.14135).
 """
 
 import functools
@@ -27,12 +25,12 @@ from instantvision.kernels.launch import (
     taking_notes,
     uses_descriptors,
 )
+from instantvision.kernels.softmax import LOG2_E, gathered
 
 log = logging.getLogger(__name__)
 
 Attend: TypeAlias = Callable[[Tensor, Tensor | None, int], Tensor]
 
-LOG2_E = 1.4426950408889634
 # Calls in the graph that is measured, and how often it is.
 CALLS, REPEATS = 8, 5
 
@@ -201,29 +199,10 @@ def attention_kernel(
             (query_row + i_token).to(tl.int64)[:, None] * QUERY_PITCH + i_head * WIDTH + i_width[None, :]
         )
         b_query = tl.load(queries + o_query, mask=m_token, other=0)
-    b_max = tl.full((BLOCK_M,), -1e30, tl.float32)
-    b_total = tl.zeros((BLOCK_M,), tl.float32)
-    b_gathered = tl.zeros((BLOCK_M, BLOCK_W), tl.float32)
-    for start in range(0, context, BLOCK_N):
-        i_key = start + tl.arange(0, BLOCK_N)
-        if DESCRIPTORS:
-            b_key = others.load([key_row + start, first_column])
-            b_value = others.load([key_row + start, first_column + C])
-        else:
-            o_key = (key_row + i_key).to(tl.int64)[:, None] * CONTEXT_PITCH + first_column + i_width[None, :]
-            m_key = (i_key < context)[:, None] & (i_width < WIDTH)[None, :]
-            b_key = tl.load(others + o_key, mask=m_key, other=0)
-            b_value = tl.load(others + o_key + C, mask=m_key, other=0)
-        b_score = tl.dot(b_query, b_key.T)
-        if not WHOLE:
-            b_score = tl.where((i_key < context)[None, :], b_score, -1e30)
-        b_new_max = tl.maximum(b_max, tl.max(b_score, 1) * scale)
-        b_share = tl.exp2(b_score * scale - b_new_max[:, None])
-        b_decay = tl.exp2(b_max - b_new_max)
-        b_total = b_total * b_decay + tl.sum(b_share, 1)
-        b_gathered = tl.dot(b_share.to(b_value.dtype), b_value, b_gathered * b_decay[:, None])
-        b_max = b_new_max
-    b_gathered = b_gathered / b_total[:, None]
+    b_gathered = gathered(
+        b_query, others, key_row, first_column, C, context, scale, CONTEXT_PITCH, WIDTH, DESCRIPTORS, WHOLE,
+        BLOCK_M, BLOCK_N, BLOCK_W,
+    )  # fmt: skip
     o_out = (query_row + i_token).to(tl.int64)[:, None] * C + i_head * WIDTH + i_width[None, :]
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()

@@ -2,8 +2,6 @@
 
 The projection is the 1x1 convolution of the literature's fused attention and convolution. Operations and arguments are
 those of `reference_layers`. Needs triton.
-
-Source: online softmax as in Milakov & Gimelshein 2018 (arXiv 1805.02867) and Dao et al. 2022 (arXiv 2205.14135).
 """
 
 import triton
@@ -12,10 +10,10 @@ from torch import Tensor
 
 from instantvision.kernels import reference_layers as reference
 from instantvision.kernels.launch import launch, matrix, overlapped, shared_memory, uses_descriptors
+from instantvision.kernels.softmax import LOG2_E, gathered
 
 # Queries and keys a step, warps and pipeline stages: measured on an H100.
 BLOCKS = 64, 128, 4, 3
-LOG2_E = 1.4426950408889634
 
 
 def attention_conv(qkv: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, *, heads: int) -> Tensor:
@@ -135,30 +133,11 @@ def attention_conv_kernel(
     else:
         o_query = (first_row + i_token).to(tl.int64)[:, None] * (3 * C) + i_head * WIDTH + i_width[None, :]
         b_query = tl.load(queries + o_query, mask=m_token[:, None], other=0)
-    b_max = tl.full((BLOCK_M,), -1e30, tl.float32)
-    b_total = tl.zeros((BLOCK_M,), tl.float32)
-    b_gathered = tl.zeros((BLOCK_M, WIDTH), tl.float32)
-    for start in range(0, tokens, BLOCK_N):
-        i_key = start + tl.arange(0, BLOCK_N)
-        if DESCRIPTORS:
-            b_key = keys.load([first_row + start, C + i_head * WIDTH])
-            b_value = keys.load([first_row + start, 2 * C + i_head * WIDTH])
-        else:
-            o_key = (
-                (first_row + i_key).to(tl.int64)[:, None] * (3 * C) + C + i_head * WIDTH + i_width[None, :]
-            )
-            b_key = tl.load(keys + o_key, mask=(i_key < tokens)[:, None], other=0)
-            b_value = tl.load(keys + o_key + C, mask=(i_key < tokens)[:, None], other=0)
-        b_score = tl.dot(b_query, b_key.T)
-        if not WHOLE:
-            b_score = tl.where((i_key < tokens)[None, :], b_score, -1e30)
-        b_new_max = tl.maximum(b_max, tl.max(b_score, 1) * scale)
-        b_share = tl.exp2(b_score * scale - b_new_max[:, None])
-        b_decay = tl.exp2(b_max - b_new_max)
-        b_total = b_total * b_decay + tl.sum(b_share, 1)
-        b_gathered = tl.dot(b_share.to(b_value.dtype), b_value, b_gathered * b_decay[:, None])
-        b_max = b_new_max
-    b_gathered = (b_gathered / b_total[:, None]).to(p_weight.dtype.element_ty)
+    b_gathered = gathered(
+        b_query, keys, first_row, C + i_head * WIDTH, C, tokens, scale, 3 * C, WIDTH, DESCRIPTORS, WHOLE,
+        BLOCK_M, BLOCK_N, WIDTH,
+    )  # fmt: skip
+    b_gathered = b_gathered.to(p_weight.dtype.element_ty)
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
     o_token = (first_row + i_token).to(tl.int64)[:, None] * C

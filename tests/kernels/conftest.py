@@ -14,8 +14,8 @@ from torch import Tensor
 
 import instantvision.kernels
 
-LAYERS = ("resample", "library_conv", "conv3x3", "group_norm", "linear", "attention_conv")
-TOKENS = ("attention", "token_ops")
+LAYERS = ("softmax", "resample", "library_conv", "conv3x3", "group_norm", "linear", "attention_conv")
+TOKENS = ("softmax", "attention", "token_ops")
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,11 @@ def _copy(path: Path, name: str) -> ModuleType:
 
 def _interpreted_layers(names: tuple[str, ...]) -> SimpleNamespace:
     modules = {name: _interpreted(name) for name in names}
-    # The one layer that another module is made of.
-    if "conv3x3" in modules:
-        modules["conv3x3"].rms_norm_silu = modules["resample"].rms_norm_silu  # type: ignore[attr-defined]
+    # Kernels that are parts of other modules' kernels or layers.
+    for owner, name in (("softmax", "gathered"), ("resample", "rms_norm_silu")):
+        for module in modules.values():
+            if owner in modules and hasattr(module, name):
+                setattr(module, name, getattr(modules[owner], name))
     functions = {
         name: f
         for module in modules.values()
