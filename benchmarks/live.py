@@ -36,13 +36,12 @@ from instantvision.integrations.test_pattern import TestPatternSource
 from instantvision.pipeline.bench import energy_used
 from instantvision.pipeline.config import LiveConfig, Settings, Size
 from instantvision.pipeline.control import Control
-from instantvision.pipeline.engine import Engine, EngineOptions
 from instantvision.pipeline.frames import Frame, Origin, Pixels
 from instantvision.pipeline.machine import EnergyCounter, describe_machine, energy_counter
 from instantvision.pipeline.meter import LiveStats
 from instantvision.pipeline.model import LatentModel
 from instantvision.pipeline.stages import FrameEngine, LiveParts, Pending, run_live
-from instantvision.pipeline.start import load_mini
+from instantvision.pipeline.start import load_mini, started_live_engine
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("start", "paced", "sizes")
@@ -291,7 +290,7 @@ def paced(model: LatentModel, settings: Settings, config: LiveConfig) -> dict[st
         parts = LiveParts(
             source=TestPatternSource(settings.size, config.fps),
             sink=NullSink(),
-            make_engine=lambda: Engine(model, settings, EngineOptions(in_background=True)),
+            make_engine=lambda: started_live_engine(model, settings),
             control=Control(settings),
             on_stats=watch.told,
         )
@@ -372,7 +371,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     if "sizes" in wanted:
         limit_s = 10 * dwell_s * len(sizes)
         changes = change_sizes(
-            lambda settings: Engine(model, settings, EngineOptions(in_background=True)),
+            lambda settings: started_live_engine(model, settings),
             settings,
             sizes,
             max(1, round(dwell_s * args.fps)),

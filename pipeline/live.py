@@ -90,9 +90,8 @@ def live(job: LiveJob, on_stats: OnStats, controls: Controls = no_controls) -> L
     # Built for its check alone: the size is known later, and a malformed source is refused before torch is imported.
     parse_source(job.source)
 
-    from instantvision.pipeline.engine import Engine, EngineOptions
     from instantvision.pipeline.stages import LiveParts, run_live
-    from instantvision.pipeline.start import load_mini
+    from instantvision.pipeline.start import load_mini, started_live_engine
 
     # Loaded here and not in the engine's thread: a damaged file is found before anything is opened.
     model, settings = load_mini(job.settings, None if job.size_given else RUN_SIDE.square_on, fp8=job.fp8)
@@ -107,7 +106,7 @@ def live(job: LiveJob, on_stats: OnStats, controls: Controls = no_controls) -> L
         parts = LiveParts(
             source=parse_source(job.source, size=settings.size, fps=job.config.fps, loop=job.loop),
             sink=sink,
-            make_engine=lambda: Engine(model, settings, EngineOptions(in_background=True)),
+            make_engine=lambda: started_live_engine(model, settings),
             control=control,
             on_stats=tell,
             preview=preview,

@@ -3,15 +3,17 @@
 Imports torch, which takes seconds: import this inside a function, after everything cheap has been checked.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
 from instantvision.pipeline.config import Settings, Size
 from instantvision.pipeline.device import choose_device
-from instantvision.pipeline.engine import Engine
+from instantvision.pipeline.engine import Engine, EngineOptions
 from instantvision.pipeline.errors import EngineError
 from instantvision.pipeline.mini import Mini
+from instantvision.pipeline.model import LatentModel
 
 SizeOn = Callable[[str], Size]
 """Gives the size for a type of device, `cuda` or `cpu`."""
@@ -57,3 +59,16 @@ def started_engine(
     model, settings = load_mini(settings, size_on, fp8=fp8)
     with closing(Engine(model, settings)) as engine:
         yield engine, model.device.type
+
+
+def started_live_engine(model: LatentModel, settings: Settings) -> Engine:
+    """An engine for a live loop: it makes new sizes in the background, and nothing else in the process is held up.
+
+    What is loaded by now, some 200,000 objects of torch and its kind, stays to the end. To look through it for garbage
+    stops all threads for 50 to 100 ms, which is several pictures, and torch has that done before it records a graph.
+    """
+    gc.freeze()
+    engine = Engine(model, settings, EngineOptions(in_background=True))
+    # What came with the first recording stays, too.
+    gc.freeze()
+    return engine
