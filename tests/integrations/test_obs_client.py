@@ -288,8 +288,9 @@ def test_listeners_outlive_the_connection() -> None:
 
     def handle(link: ServerConnection) -> None:
         greet(link)
-        announce(link, "Tick", n=connections.qsize())
+        number = connections.qsize()
         connections.put(link)
+        announce(link, "Tick", n=number)
         link.recv()
 
     heard: queue.Queue[str] = queue.Queue()
