@@ -60,9 +60,12 @@ def conv3x3(
     if activation is None and not framed_out and framed.is_cuda:
         way = unfused_way(len(framed) * height * width, framed.shape[1], len(weight), weight.element_size())
         if way is not None:
-            convolve = library_sum if way == "library" else split_sum
+            library = way == "library"
+            sums = (
+                library_sum(framed, weight, stride) if library else split_sum(framed, weight, stride, scale)
+            )
             added = residual if shortcut is None else pointwise(*shortcut)
-            return finish(convolve(framed, weight, stride, scale), bias, embedding, added, moments=moments)
+            return finish(sums, bias, embedding, added, moments=moments)
     border = 2 if framed_out else 0
     out = reference.picture_buffer(framed, len(weight), height + border, width + border, bias.dtype)
     # Positions are counted along framed lines, so that a tile is a run of rows; those past a line's end are dropped.

@@ -36,9 +36,8 @@ def unfused_way(
     return "library" if value_bytes == 2 else None
 
 
-def library_sum(framed: Tensor, weight: Tensor, stride: int, scale: Tensor | None) -> Tensor:
-    """cuDNN's convolution, [B, 1, N, h, w]; it has no scale."""
-    del scale
+def library_sum(framed: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """cuDNN's convolution, [B, 1, N, h, w]."""
     convolved = F.conv2d(framed, weight, stride=stride)
     return convolved.contiguous(memory_format=torch.channels_last)[:, None]
 

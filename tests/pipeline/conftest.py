@@ -1,6 +1,7 @@
 """A model small enough to run a whole engine in milliseconds."""
 
 import zlib
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instantvision.pipeline.config import Mix, Size
+from instantvision.pipeline.config import Mix, Settings, Size
+from instantvision.pipeline.engine import Engine
 from instantvision.pipeline.errors import UnknownPreset
 from instantvision.pipeline.model import Conditioning, Deep, Prepared
 from instantvision.pipeline.schedule import cosine_alphas_cumprod
@@ -88,3 +90,21 @@ def toy_model() -> ToyModel:
 @pytest.fixture
 def toy_model_on_gpu() -> ToyModel:
     return ToyModel("cuda", torch.bfloat16)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def model(request: pytest.FixtureRequest) -> ToyModel:
+    return request.getfixturevalue("toy_model" if request.param == "cpu" else "toy_model_on_gpu")
+
+
+@pytest.fixture
+def make_engine(model: ToyModel) -> Iterator[Callable[[Settings], Engine]]:
+    engines: list[Engine] = []
+
+    def make(settings: Settings) -> Engine:
+        engines.append(Engine(model, settings))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()

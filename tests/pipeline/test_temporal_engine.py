@@ -20,22 +20,9 @@ from instantvision.pipeline.transition import Look, blend
 SETTINGS = Settings(temporal="warm", size=Size(256, 192), epsilon=0.0)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def model(request):
-    return request.getfixturevalue("toy_model" if request.param == "cpu" else "toy_model_on_gpu")
-
-
 @pytest.fixture
-def make_engine(model):
-    engines = []
-
-    def make(**changes):
-        engines.append(Engine(model, replace(SETTINGS, **changes)))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.close()
+def make_engine(make_engine):
+    return lambda **changes: make_engine(replace(SETTINGS, **changes))
 
 
 def scene(seed=0):

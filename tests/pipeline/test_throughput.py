@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from instantvision.pipeline.config import Mix, Settings, Size
-from instantvision.pipeline.engine import Engine
 from instantvision.pipeline.errors import ConfigError, EngineError
 from instantvision.pipeline.frame_inputs import Belt, frame_inputs
 from instantvision.pipeline.frame_pass import FramePass
@@ -18,24 +17,6 @@ SETTINGS = Settings(size=Size(64, 96), steps=4, strength=0.7, seed=3, pipeline="
 ALONE = replace(SETTINGS, pipeline="latency")
 # Batches are added up in another order; on a GPU bfloat16 keeps 8 bits.
 CPU_LEVELS, GPU_LEVELS = 1, 8
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def model(request):
-    return request.getfixturevalue("toy_model" if request.param == "cpu" else "toy_model_on_gpu")
-
-
-@pytest.fixture
-def make_engine(model):
-    engines = []
-
-    def make(settings):
-        engines.append(Engine(model, settings))
-        return engines[-1]
-
-    yield make
-    for engine in engines:
-        engine.close()
 
 
 def scene(seed):
