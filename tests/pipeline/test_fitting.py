@@ -26,7 +26,7 @@ def test_the_right_size_is_handed_through():
     assert np.array_equal(out, pixels)
 
 
-def test_a_large_picture_is_copied_whole_by_two_threads():
+def test_a_large_picture_is_copied_whole_by_several_threads():
     pixels = np.random.default_rng(0).integers(0, 256, (801, 640, 3), np.uint8)
     out = np.zeros_like(pixels)
     assert out.nbytes >= fitting.LARGE_BYTES
