@@ -5,8 +5,10 @@
 
 `reference`, `reference_layers`, `token_reference` and `temporal_reference` have every operation in plain torch;
 `frame_ops`, `step_ops`, `layer_ops`, `token_ops` and `temporal_ops` have kernels of the same signatures.
-Knows nothing of models or schedules.
+Knows nothing of models or schedules. Imports torch only with the operations.
 """
+
+from __future__ import annotations
 
 import functools
 import importlib
@@ -20,10 +22,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -255,6 +258,15 @@ def choose(device_type: str) -> Backend:
         device_type: of the tensors, `cuda` or `cpu`.
     """
     return _load(_forced, "it was asked for") if _forced else _choose(device_type)
+
+
+def prepare() -> None:
+    """Begin what compiling kernels takes, in a process beside this one, if any will probably have to be compiled.
+
+    For the beginning of a program that will want a GPU's kernels in some seconds; costs some milliseconds.
+    """
+    if _decide("cuda")[0] == "triton":
+        importlib.import_module(f"{__name__}.compile_workers").prepare()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -18,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from instantvision.kernels import compile_workers
 
 Grid: TypeAlias = tuple[int, ...]
 
@@ -31,6 +34,9 @@ class _Notes(threading.local):
 
 
 _notes = _Notes()
+
+# Whether this process has compiled what it starts with: others may be waiting for the interpreter's lock since.
+_started = False
 
 
 def launch(kernel: Any, grid: Grid, *args: Any, **meta: Any) -> None:
@@ -50,10 +56,13 @@ def compile_kernels(call: Callable[[], object]) -> None:
     """Compile all kernels that a call launches, several at a time; the call's result is not computed.
 
     A frame has some 50 kernels of a second each: one after the other they would be most of a cold start.
+    The first time whatever worker processes leave over is compiled in as many threads; later ones would hold up
+    the frames that are on their way.
 
     Args:
         call: allocates and launches through `launch` only; whatever else it computes is computed from garbage.
     """
+    global _started
     kept: list[Launch] = []
     _notes.kept = kept
     try:
@@ -61,16 +70,21 @@ def compile_kernels(call: Callable[[], object]) -> None:
     finally:
         _notes.kept = None
     different = {_signature(*entry): entry for entry in kept}
-    device = torch.cuda.current_device()
-    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.cuda.set_device, initargs=(device,)) as pool:
+    compile_workers.fill_cache((partial(_warm_up, *entry) for entry in different.values()), sparing=_started)
+    device, threads = torch.cuda.current_device(), 1 if _started else os.cpu_count()
+    with ThreadPoolExecutor(threads, initializer=torch.cuda.set_device, initargs=(device,)) as pool:
         for done in [pool.submit(_compile, *entry) for entry in different.values()]:
             done.result()
+    _started = True
 
 
-def _compile(kernel: Any, grid: Grid, args: tuple[Any, ...], meta: dict[str, Any]) -> None:
-    compiled = kernel.warmup(*args, grid=grid, **meta)
+def _warm_up(kernel: Any, grid: Grid, args: tuple[Any, ...], meta: dict[str, Any]) -> Any:
+    return kernel.warmup(*args, grid=grid, **meta)
+
+
+def _compile(*entry: Any) -> None:
     # Asking for the launcher builds it, for which Triton calls a C compiler.
-    _ = compiled.run
+    _ = _warm_up(*entry).run
 
 
 @functools.cache

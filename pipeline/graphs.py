@@ -11,7 +11,8 @@ import contextlib
 import ctypes
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -47,9 +48,9 @@ def capture(call: Callable[[], object], stream: torch.cuda.Stream, pool: Pool = 
     Raises:
         torch.OutOfMemoryError: the GPU's memory does not suffice.
     """
+    compile_together([call], stream)
     with _measured_convolutions():
         with torch.cuda.stream(stream):
-            kernels.choose("cuda").compile_all(call)
             for _ in range(WARM_UPS):
                 call()
         # Recording must not begin before the warm-up has ended. Not in the frame path.
@@ -59,6 +60,12 @@ def capture(call: Callable[[], object], stream: torch.cuda.Stream, pool: Pool = 
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             call()
     return graph
+
+
+def compile_together(calls: Iterable[Callable[[], object]], stream: torch.cuda.Stream) -> None:
+    """Compile the kernels of several functions, side by side, of which nothing is computed."""
+    with _measured_convolutions(), torch.cuda.stream(stream):
+        kernels.choose("cuda").compile_all(lambda: [call() for call in calls])
 
 
 @contextlib.contextmanager
@@ -200,14 +207,16 @@ class RecordedFrame:
         self.slots = tuple(Slot(size, device, pictures, count) for _ in range(IN_FLIGHT_MAX))
         self._streams = streams
         self._graphs: dict[Variant, torch.cuda.CUDAGraph] = {}
+        frames = {
+            variant: partial(call, self._pixels, static, self._output, variant.warm)
+            for variant, static in self.inputs.items()
+        }
+        # The kernels of all graphs at once: that fills more processors than those of one after another.
+        compile_together(frames.values(), streams.recording)
         # One after the other in the same memory: nothing in it outlives a frame.
         pool: Pool = None
-        for variant, static in self.inputs.items():
-
-            def record(static: FrameInputs = static, warm: bool = variant.warm) -> object:
-                return call(self._pixels, static, self._output, warm)
-
-            graph = self._graphs[variant] = capture(record, streams.recording, pool)
+        for variant, frame in frames.items():
+            graph = self._graphs[variant] = capture(frame, streams.recording, pool)
             pool = pool or graph.pool()
 
     def write(self, variant: Variant, inputs: FrameInputs) -> None:

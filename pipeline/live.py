@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TypeAlias
 
+from instantvision import kernels
 from instantvision.integrations.base import Sink
 from instantvision.integrations.factory import parse_sink, parse_source
 from instantvision.pipeline.config import LiveConfig, Settings
@@ -89,6 +90,7 @@ def live(job: LiveJob, on_stats: OnStats, controls: Controls = no_controls) -> L
     Control(job.settings, fade_s=job.fade_s, panic=job.panic)
     # Built for its check alone: the size is known later, and a malformed source is refused before torch is imported.
     parse_source(job.source)
+    kernels.prepare()
 
     from instantvision.pipeline.stages import LiveParts, run_live
     from instantvision.pipeline.start import load_mini, started_live_engine
