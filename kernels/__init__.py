@@ -244,6 +244,11 @@ class Backend:
         if self.name == "triton":
             importlib.import_module(f"{__name__}.launch").compile_kernels(call)
 
+    def wake(self) -> None:
+        """Do in advance, in the calling thread, what the first kernel of a process would wait for."""
+        if self.name == "triton":
+            importlib.import_module(f"{__name__}.launch").wake()
+
     def __str__(self) -> str:
         return f"kernels: {self.name}, because {self.reason}"
 

@@ -18,6 +18,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import make_backend
+from triton.runtime import driver
+from triton.runtime.cache import triton_key
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from instantvision.kernels import compile_workers
@@ -76,6 +79,15 @@ def compile_kernels(call: Callable[[], object]) -> None:
         for done in [pool.submit(_compile, *entry) for entry in different.values()]:
             done.result()
     _started = True
+
+
+def wake() -> None:
+    """Let Triton do what it does once a process: hash itself, all 400 MB, and ask its assembler for a version.
+
+    Most of that is no Python, so that a thread does it beside other work.
+    """
+    make_backend(driver.active.get_current_target()).hash()
+    triton_key()
 
 
 def _warm_up(kernel: Any, grid: Grid, args: tuple[Any, ...], meta: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from instantvision.pipeline.errors import WeightsError
 
@@ -32,15 +33,36 @@ PACKED_NUMEL_MIN = 1024
 CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
 
 
-def load_tensors(path: Path, expected_sha256: str | None) -> dict[str, Tensor]:
+class WithoutWeights(TorchFunctionMode):
+    """Within this context modules are made without their random first weights, for which drawing takes longest.
+
+    What is in them is undefined until a checkpoint is loaded. torch's own way to this, its meta device, first imports
+    500 modules.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Hand on what a function of torch.nn.init was to fill."""
+        del types
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def load_tensors(
+    path: Path, expected_sha256: str | None, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Read one safetensors file.
 
     Args:
         path: the file.
         expected_sha256: in hex; None for files of the user's own.
+        device: to bring them to.
 
     Returns:
-        Tensors by name, on the CPU, in the file's dtypes.
+        Tensors by name, in the file's dtypes.
 
     Raises:
         WeightsError: the file is missing, pickled, damaged or not the expected one.
@@ -56,7 +78,7 @@ def load_tensors(path: Path, expected_sha256: str | None) -> dict[str, Tensor]:
     if expected_sha256 is not None:
         _check_sha256(path, expected_sha256)
     try:
-        return load_file(path)
+        return load_file(path, str(device))
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"weights file {path} cannot be read ({_one_line(error)}): fetch it again"
@@ -69,8 +91,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, shared: bool = False) -> None:
     """Copy tensors into a module's parameters and buffers, in the module's dtype and on its device.
+
+    Args:
+        module: to be changed.
+        tensors: by the names in the module.
+        shared: make them the module's own instead, as they are and where they are.
 
     Raises:
         WeightsError: names or shapes differ in any way; the module is then unchanged.
@@ -89,7 +116,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise WeightsError(
             f"weights do not fit {type(module).__name__}: {found}: use weights of the same model"
         )
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors), assign=shared)
 
 
 def load_diffusers_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from instantvision import kernels
 from instantvision.pipeline.autoencoder import Autoencoder
-from instantvision.pipeline.checkpoint import load_into, load_tensors, unpack
+from instantvision.pipeline.checkpoint import WithoutWeights, load_into, load_tensors, unpack
 from instantvision.pipeline.config import Mix, Size
 from instantvision.pipeline.device import placed
 from instantvision.pipeline.eight_bit import check_device
@@ -100,9 +100,12 @@ class Mini:
         """
         device = torch.device(device)
         manifest = _manifest(folder)
-        autoencoder, denoiser = Autoencoder(), MiniDenoiser(len(manifest["styles"]))
+        with WithoutWeights():
+            autoencoder, denoiser = Autoencoder(), MiniDenoiser(len(manifest["styles"]))
         for module, name in ((autoencoder, AUTOENCODER_FILE), (denoiser, DENOISER_FILE)):
-            load_into(module, unpack(load_tensors(folder / name, manifest["sha256"][name])))
+            # Unpacked where they are used: a quarter of the bytes goes there.
+            packed = load_tensors(folder / name, manifest["sha256"][name], device)
+            load_into(module, unpack(packed), shared=True)
         default = torch.float32 if device.type == "cpu" else torch.bfloat16
         return cls(autoencoder, denoiser, tuple(manifest["styles"]), device, dtype or default, fp8=fp8)
 

@@ -5,9 +5,13 @@ Imports torch, which takes seconds: import this inside a function, after everyth
 
 import gc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
+import torch
+
+from instantvision import kernels
 from instantvision.pipeline.config import Settings, Size
 from instantvision.pipeline.device import choose_device
 from instantvision.pipeline.engine import Engine, EngineOptions
@@ -36,10 +40,30 @@ def load_mini(
     choice = choose_device()
     if fp8 and choice.device.type == "cpu":
         raise EngineError("a CPU has no 8-bit floating point arithmetic: leave --fp8 away")
-    model = Mini.load(choice.device, choice.dtype, fp8=fp8)
+    with _woken(choice.device):
+        model = Mini.load(choice.device, choice.dtype, fp8=fp8)
     if size_on is not None:
         settings = replace(settings, size=size_on(choice.device.type))
     return model, settings
+
+
+@contextmanager
+def _woken(device: torch.device) -> Iterator[None]:
+    """Beside what is in the block, let a GPU and its libraries do what they do once a process; little is Python."""
+    if device.type != "cuda":
+        yield
+        return
+    with ThreadPoolExecutor(1, "wake") as beside:
+        woken = beside.submit(_wake, device)
+        yield
+    woken.result()
+
+
+def _wake(device: torch.device) -> None:
+    # The driver's context, and the library of matrix products.
+    square = torch.zeros(16, 16, device=device)
+    torch.mm(square, square)
+    kernels.choose(device.type).wake()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from instantvision.pipeline.checkpoint import (
+    WithoutWeights,
     file_sha256,
     load_diffusers_folder,
     load_into,
@@ -244,3 +245,21 @@ def test_int8_without_its_scale_is_refused() -> None:
     packed = pack_int8({"weight": torch.ones(32, 32)})
     assert "missing" in refusal(lambda: unpack({"weight": packed["weight"]}))
     assert "[3]" in refusal(lambda: unpack(packed | {"weight.scale": torch.ones(3)}))
+
+
+def test_modules_without_weights_draw_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    with WithoutWeights():
+        module = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Linear(8, 8), nn.Embedding(4, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+    weights = {name: torch.full_like(value, 0.5) for name, value in module.state_dict().items()}
+    load_into(module, weights)
+    assert all(parameter.detach().eq(0.5).all() for parameter in module.parameters())
+
+
+def test_load_into_can_share_tensors() -> None:
+    module = nn.Linear(3, 2)
+    weight = torch.full((2, 3), 0.5, dtype=torch.bfloat16)
+    load_into(module, {"weight": weight, "bias": torch.ones(2)}, shared=True)
+    assert module.weight.data_ptr() == weight.data_ptr()
+    assert module.weight.dtype == torch.bfloat16
