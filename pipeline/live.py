@@ -3,6 +3,7 @@
 The threads and the loop are those of stages.py.
 """
 
+import gc
 import json
 import signal
 import threading
@@ -92,11 +93,12 @@ def live(job: LiveJob, on_stats: OnStats, controls: Controls = no_controls) -> L
     parse_source(job.source)
     kernels.prepare()
 
-    from instantvision.pipeline.stages import LiveParts, run_live
-    from instantvision.pipeline.start import load_mini, started_live_engine
+    with _nothing_is_garbage():
+        from instantvision.pipeline.stages import LiveParts, run_live
+        from instantvision.pipeline.start import load_mini, started_live_engine
 
-    # Loaded here and not in the engine's thread: a damaged file is found before anything is opened.
-    model, settings = load_mini(job.settings, None if job.size_given else RUN_SIDE.square_on, fp8=job.fp8)
+        # Loaded here and not in the engine's thread: a damaged file is found before anything is opened.
+        model, settings = load_mini(job.settings, None if job.size_given else RUN_SIDE.square_on, fp8=job.fp8)
     control, preview = Control(settings, fade_s=job.fade_s, panic=job.panic), Preview()
     stop = threading.Event()
     with _interrupts(stop) as interrupted, controls(control, preview, stop) as tell_controls:
@@ -127,6 +129,18 @@ def _checked_sink(job: LiveJob) -> Sink:
     if kind == "file":
         check_output(Path(path))
     return sink
+
+
+@contextmanager
+def _nothing_is_garbage() -> Iterator[None]:
+    """Do not look for any while torch is imported and the model loaded: that would be a tenth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        # What was made stays to the end: later searches leave it out.
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager

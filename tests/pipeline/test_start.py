@@ -3,7 +3,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from instantvision.pipeline.config import Settings, Size
+from instantvision.pipeline.config import LiveConfig, Settings, Size
+from instantvision.pipeline.live import LiveJob, live
 from instantvision.pipeline.start import started_live_engine
 
 
@@ -21,3 +22,15 @@ def test_a_live_engine_leaves_nothing_to_look_through_for_garbage(collector, toy
     frozen, living = gc.get_freeze_count(), len(gc.get_objects())
     assert frozen > 100 * living
     del kept
+
+
+def test_garbage_is_looked_for_again_after_loading(collector):
+    job = LiveJob(
+        source="test-pattern",
+        sink="null",
+        settings=Settings(size=Size(64, 64), steps=1),
+        size_given=True,
+        config=LiveConfig(fps=30.0, duration_s=0.1),
+    )
+    live(job, lambda _stats: None)
+    assert gc.isenabled()
