@@ -423,9 +423,9 @@ def conv3x3_kernel(
             i_row = x_row + tl.arange(0, BLOCK_M)
             i_column = tl.arange(0, BLOCK_K)
             o_x = i_row.to(tl.int64)[:, None] * (STRIDE * C) + x_column + i_column[None, :]
-            b_x = tl.load(x + o_x, mask=(i_row < x_rows)[:, None], other=0)
+            b_x = tl.load(x + o_x, mask=(i_row < x_rows)[:, None], other=0.0)
             o_w = (first_weight + i_feature)[:, None] * (taps * C) + i * BLOCK_K + i_column[None, :]
-            b_w = tl.load(w + o_w, mask=m_feature[:, None], other=0)
+            b_w = tl.load(w + o_w, mask=m_feature[:, None], other=0.0)
         b_sum = tl.dot(b_x, b_w.T, b_sum)
     if SCALED:
         b_sum *= tl.load(p_scale + i_feature, mask=m_feature, other=0)[None, :]

@@ -5,7 +5,7 @@
 Prints a line of JSON for each GPU, kernel and tile, with the bytes of shared memory that a program has. Networks
 and pictures are on torch's meta device, so launches are those of a frame, of which nothing is computed. Of a matrix
 product's launches with equal tiles the one with the most options stands for all, since tiles are what takes memory; of
-other kernels the one with the largest blocks.
+other kernels the one with the largest blocks. Launches that touch e4m3 are apart from those that do not.
 """
 
 import json
@@ -24,6 +24,7 @@ from instantvision.kernels import launch as launching
 from instantvision.pipeline.autoencoder import Autoencoder
 from instantvision.pipeline.autoencoder_tiny import AutoencoderTiny
 from instantvision.pipeline.config import Settings, Size
+from instantvision.pipeline.eight_bit import CAPABILITY, E4M3
 from instantvision.pipeline.frame_inputs import FrameInputs, LatentMemory
 from instantvision.pipeline.frame_pass import FramePass
 from instantvision.pipeline.latent_diffusion import LatentDiffusion, random_prompt
@@ -36,6 +37,7 @@ from instantvision.pipeline.unet import UNet
 META = torch.device("meta")
 # Turing calculates in neither bf16 nor tiles of these sizes: there only what surrounds the networks is compiled.
 NETWORKS_FROM = 80
+E4M3_FROM = CAPABILITY[0] * 10 + CAPABILITY[1]
 # Of each kernel, the largest ones.
 TILES = 4
 PRODUCTS = ("conv3x3", "linear", "attention_conv", "attention")
@@ -65,7 +67,7 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
 
 
-def frames(dtype: torch.dtype) -> None:
+def frames(dtype: torch.dtype, *, fp8: bool) -> None:
     """A frame of each model, whole and warm, and what only other shapes or solvers need."""
     with META:
         codec, denoiser = Autoencoder(), MiniDenoiser(1)
@@ -73,8 +75,9 @@ def frames(dtype: torch.dtype) -> None:
     mini = Mini(codec, denoiser, ("oil",), META, dtype)
     style = empty(1, STYLE_TOKENS, STYLE_WIDTH, dtype=dtype), empty(1, STYLE_WIDTH, dtype=dtype)
     frame(mini, Conditioning(*style), Size(1024, 1024), dtype)
-    turbo = LatentDiffusion(SD_TURBO, unet, tiny, random_prompt(SD_TURBO, 0), META, dtype)
-    frame(turbo, turbo.condition(Settings().mix, Size(512, 512)), Size(512, 512), dtype)
+    for each in (False, True) if fp8 else (False,):
+        turbo = LatentDiffusion(SD_TURBO, unet, tiny, random_prompt(SD_TURBO, 0), META, dtype, fp8=each)
+        frame(turbo, turbo.condition(Settings().mix, Size(512, 512)), Size(512, 512), dtype)
     backend = kernels.choose("cuda")
     x, vector = empty(1, 1280, 8, 8, dtype=dtype), empty(1280, dtype=dtype)
     backend.layer_ops.channel_moments(x)
@@ -119,13 +122,18 @@ def representatives(launches: list[launching.Launch]) -> list[launching.Launch]:
     for entry in launches:
         kernel, _, _, meta = entry
         tiles = {name: value for name, value in meta.items() if name.startswith(("BLOCK", "num_"))}
-        key = kernel, tuple(tiles.items()) if module_of(kernel) in PRODUCTS else ()
+        key = kernel, in_e4m3(entry), tuple(tiles.items()) if module_of(kernel) in PRODUCTS else ()
         if key not in chosen or weight(entry) > weight(chosen[key]):
             chosen[key] = entry
     kept: dict[object, list[launching.Launch]] = {}
     for entry in sorted(chosen.values(), key=tile, reverse=True):
-        kept.setdefault(entry[0], []).append(entry)
+        kept.setdefault((entry[0], in_e4m3(entry)), []).append(entry)
     return [entry for entries in kept.values() for entry in entries[:TILES]]
+
+
+def in_e4m3(entry: launching.Launch) -> bool:
+    """Whether any of the arguments is, or describes, a tensor in e4m3."""
+    return any(getattr(getattr(arg, "base", arg), "dtype", None) == E4M3 for arg in entry[2])
 
 
 def tile(entry: launching.Launch) -> int:
@@ -152,7 +160,7 @@ def main(capability: int, shared_kib: int) -> None:
     places._shared_memory = lambda _device: shared_kib * 1024
     dtype = torch.bfloat16 if capability >= NETWORKS_FROM else torch.float16
     with kernels.forced("triton"), torch.inference_mode():
-        launches = noted(lambda: frames(dtype))
+        launches = noted(lambda: frames(dtype, fp8=capability >= E4M3_FROM))
     for kernel, grid, args, meta in representatives(launches):
         if capability < NETWORKS_FROM and module_of(kernel) in NETWORK_MODULES:
             continue
