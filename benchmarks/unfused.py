@@ -174,7 +174,7 @@ def depth_to_space_add(projected: Tensor, x: Tensor, norm: Tensor, *, eps: float
     return y, rms_norm_silu(y, norm, eps=eps)
 
 
-def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype) -> Tensor:
+def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, **_: Any) -> Tensor:
     """Bias, GELU, product."""
     value, gate = (x + bias).chunk(2, -1)
     return (value * F.gelu(gate)).to(dtype)

@@ -210,9 +210,17 @@ class TokenOps(Protocol):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]: ...
 
-    def geglu(self, x: Tensor, bias: Tensor, *, dtype: torch.dtype) -> Tensor: ...
+    def geglu(self, x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0) -> Tensor: ...
 
-    def attention(self, queries: Tensor, keys_values: Tensor | None, *, heads: int) -> Tensor: ...
+    def attention(
+        self,
+        queries: Tensor,
+        keys_values: Tensor | None,
+        *,
+        heads: int,
+        dtype: torch.dtype | None = None,
+        scale: float = 1.0,
+    ) -> Tensor: ...
 
 
 class TemporalOps(Protocol):

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from instantvision.kernels.attention import attention
+from instantvision.kernels.attention import attention, rounded
 from instantvision.kernels.launch import launch, overlapped
 
-__all__ = ["add_layer_norm", "attention", "geglu"]
+__all__ = ["add_layer_norm", "attention", "geglu", "rounded"]
 
 # Tokens and values of each that a program of `geglu` writes: measured on an H100.
 GEGLU_BLOCK = 4, 256
@@ -56,7 +56,7 @@ def add_layer_norm(
     return out, normal
 
 
-def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype) -> Tensor:
+def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     """See `token_reference.geglu`."""
     *shape, both = x.shape
     channels = both // 2
@@ -70,6 +70,7 @@ def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype) -> Tensor:
         bias,
         out,
         x.numel() // both,
+        1 / scale,
         C=channels,
         BLOCK_M=rows,
         BLOCK_C=columns,
@@ -137,12 +138,13 @@ def geglu_kernel(
     p_bias,
     p_out,
     tokens,
+    factor,
     C: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
-    """BLOCK_M tokens by BLOCK_C channels a program. Reads 4·T·C bytes (bf16), writes 2·T·C, half that in e4m3."""
+    """BLOCK_M tokens by BLOCK_C channels a program. Reads 4·T·C bytes (bf16), writes 2·T·C; of each half in e4m3."""
     i_token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     i_channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_channel = i_channel < C
@@ -153,8 +155,8 @@ def geglu_kernel(
     if USE_PDL:
         tl.extra.cuda.gdc_wait()
     o_x = o_token * (2 * C) + i_channel[None, :]
-    b_value = tl.load(p_x + o_x, mask=m_x, other=0).to(tl.float32) + b_value_bias[None, :]
-    b_gate = tl.load(p_x + o_x + C, mask=m_x, other=0).to(tl.float32) + b_gate_bias[None, :]
+    b_value = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32) * factor + b_value_bias[None, :]
+    b_gate = tl.load(p_x + o_x + C, mask=m_x, other=0.0).to(tl.float32) * factor + b_gate_bias[None, :]
     b_out = b_value * 0.5 * b_gate * (1 + tl.erf(b_gate * 0.7071067811865476))
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()

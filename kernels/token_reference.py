@@ -44,30 +44,40 @@ def add_layer_norm(
     return x, rounded(normal, dtype)
 
 
-def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype) -> Tensor:
+def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     """Values times GELU of gates.
 
     Args:
         x: values, then gates, without their bias, [B, T, 2C].
         bias: [2C].
         dtype: of the result; float8_e4m3fn holds what is within +-448.
+        scale: how many times too large x is.
 
     Returns:
         [B, T, C].
 
     Source: Shazeer 2020 (arXiv 2002.05202), eq. 6.
     """
-    value, gate = (x.float() + bias.float()).chunk(2, -1)
+    value, gate = (x.float() / scale + bias.float()).chunk(2, -1)
     return rounded(value * F.gelu(gate), dtype)
 
 
-def attention(queries: Tensor, keys_values: Tensor | None, *, heads: int) -> Tensor:
+def attention(
+    queries: Tensor,
+    keys_values: Tensor | None,
+    *,
+    heads: int,
+    dtype: torch.dtype | None = None,
+    scale: float = 1.0,
+) -> Tensor:
     """Softmax attention of all heads.
 
     Args:
         queries: [B, T, C], heads one after the other; with `keys_values` None keys and values follow, [B, T, 3C].
         keys_values: of a context, side by side, [B or 1, S, 2C].
         heads: number of heads.
+        dtype: of the result; float8_e4m3fn holds what is within +-448. None is that of the queries.
+        scale: the result is so many times too large.
 
     Returns:
         The gathered values, [B, T, C].
@@ -78,7 +88,8 @@ def attention(queries: Tensor, keys_values: Tensor | None, *, heads: int) -> Ten
     Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.2.
     """
     query, key, value = apart(queries, keys_values, heads)
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    gathered = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    return rounded(gathered, dtype or queries.dtype, scale)
 
 
 def apart(queries: Tensor, keys_values: Tensor | None, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,8 +101,10 @@ def apart(queries: Tensor, keys_values: Tensor | None, heads: int) -> tuple[Tens
     return query, key.expand(len(query), -1, -1, -1), value.expand(len(query), -1, -1, -1)
 
 
-def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values in another type; what e4m3 cannot hold becomes its largest number, as on a GPU."""
+def rounded(values: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """Values times `scale` in another type; what e4m3 cannot hold becomes its largest number, as on a GPU."""
+    if scale != 1:
+        values = values * scale
     if dtype == torch.float8_e4m3fn:
         values = values.clamp(-E4M3_MAX, E4M3_MAX)
     return values.to(dtype)

@@ -1,7 +1,7 @@
 """Weights in e4m3, eight bits a number: half the bytes of sixteen, and twice a GPU's arithmetic.
 
-What is multiplied with them was just normalised or gated, so it fits e4m3 as it is; weights are scaled to its range.
-The error of it all is measured, not assumed (benchmarks/README.md).
+What is multiplied with them was just normalised or gated, so it fits e4m3 as it is; what is smaller comes multiplied by
+a constant, and weights are scaled to its range. The error of it all is measured, not assumed (benchmarks/README.md).
 
 Source: Micikevicius et al. 2022 (arXiv 2209.05433), section 3.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instantvision.kernels import LayerOps
-from instantvision.kernels.token_reference import E4M3_MAX
+from instantvision.kernels.token_reference import E4M3_MAX, rounded
 from instantvision.pipeline.errors import EngineError
 
 E4M3 = torch.float8_e4m3fn
@@ -41,33 +41,42 @@ class Product:
     Args:
         weight: [N, C].
         fp8: keep it in e4m3, and take x in e4m3, if its sides are multiples of 16.
+        scale: an x in e4m3 is so many times too large.
+        out_scale: if given, a product of x in e4m3 is in e4m3, too, and so many times too large.
     """
 
-    def __init__(self, weight: Tensor, fp8: bool) -> None:
-        self.out_dtype = weight.dtype
-        self._scale: Tensor | None = None
+    def __init__(
+        self,
+        weight: Tensor,
+        fp8: bool,
+        *,
+        scale: float = 1.0,
+        out_scale: float | None = None,
+    ) -> None:
+        self.dtype = self.out_dtype = weight.dtype
+        self.scale = self.out_scale = 1.0
         self._weight = weight
+        self._factor: Tensor | None = None
         if fp8 and all(side % 16 == 0 for side in weight.shape):
-            scale = weight.abs().max().float() / E4M3_MAX
-            self._weight, self._scale = (weight / scale).to(E4M3), scale
-            self._one = torch.ones_like(scale)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of x."""
-        return self._weight.dtype
+            weight_scale = weight.abs().max().float() / E4M3_MAX
+            self.dtype, self.scale, self._weight = E4M3, scale, (weight / weight_scale).to(E4M3)
+            if out_scale is not None:
+                self.out_dtype, self.out_scale = E4M3, out_scale
+            # One factor for all three scales: the library takes one for each side, and multiplies them.
+            self._factor = weight_scale * (self.out_scale / scale)
+            self._one = torch.ones_like(weight_scale)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._scale is None:
+        if self._factor is None:
             return F.linear(x, self._weight)
         if x.is_cpu:
-            return (F.linear(x.float(), self._weight.float()) * self._scale).to(self.out_dtype)
+            return rounded(F.linear(x.float(), self._weight.float()) * self._factor, self.out_dtype)
         # Fast accumulation keeps 14 bits between steps, plenty for factors of 4.
         y = torch._scaled_mm(
             x.flatten(0, -2),
             self._weight.T,
             scale_a=self._one,
-            scale_b=self._scale,
+            scale_b=self._factor,
             out_dtype=self.out_dtype,
             use_fast_accum=True,
         )

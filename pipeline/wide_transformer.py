@@ -14,6 +14,10 @@ from instantvision.pipeline.eight_bit import Product
 from instantvision.pipeline.packing import parameters
 from instantvision.pipeline.unet_blocks import Transformer, TransformerLayer
 
+# In e4m3 what is gathered, averages of values, and a gate's product come multiplied by powers of two: of a signal of
+# root mean square 1/8 little is below e4m3's normal numbers then, and 56 is the largest that it holds.
+GATHERED_SCALE, GATE_SCALE = 8.0, 8.0
+
 
 class WideTransformer:
     """Transformer over all positions of a picture.
@@ -21,7 +25,7 @@ class WideTransformer:
     Args:
         block: placed on its device.
         layers, tokens: the reference, or kernels of the same signatures.
-        fp8: multiply normalised and gated tokens in e4m3.
+        fp8: multiply normalised, gathered and gated tokens in e4m3.
     """
 
     def __init__(self, block: Transformer, layers: LayerOps, tokens: TokenOps, *, fp8: bool) -> None:
@@ -78,16 +82,15 @@ class WideLayer:
         own, other = layer.attn1, layer.attn2
         self._heads = own.heads
         self._qkv = Product(torch.cat([own.to_q.weight, own.to_k.weight, own.to_v.weight]), fp8)
-        # Gathered values are averages, which may be too small for e4m3.
         weight, self._out_bias = parameters(own.to_out[0])
-        self._out = Product(weight, False)
+        self._out = Product(weight, fp8, scale=GATHERED_SCALE)
         self._q = Product(other.to_q.weight, fp8)
         self._kv = torch.cat([other.to_k.weight, other.to_v.weight])
         weight, self._other_bias = parameters(other.to_out[0])
-        self._other_out = Product(weight, False)
+        self._other_out = Product(weight, fp8, scale=GATHERED_SCALE)
         gate: Any = layer.ff.net[0]
         weight, self._gate_bias = parameters(gate.proj)
-        self._gate = Product(weight, fp8)
+        self._gate = Product(weight, fp8, out_scale=GATE_SCALE)
         weight, self._inner_bias = parameters(layer.ff.net[2])
         self._inner = Product(weight, fp8)
 
@@ -99,13 +102,13 @@ class WideLayer:
         self, x: Tensor, update: Tensor | None, bias: Tensor | None, context: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The residual stream and what it has yet to take in, an update and its bias, to the same after this layer."""
-        ops = self._ops
         x, normal = self._normalised(0, x, update, bias, self._qkv)
-        gathered = ops.attention(self._qkv(normal), None, heads=self._heads)
+        gathered = self._gathered(self._qkv(normal), None, self._out)
         x, normal = self._normalised(1, x, self._out(gathered), self._out_bias, self._q)
-        gathered = ops.attention(self._q(normal), context, heads=self._heads)
+        gathered = self._gathered(self._q(normal), context, self._other_out)
         x, normal = self._normalised(2, x, self._other_out(gathered), self._other_bias, self._gate)
-        inner = ops.geglu(self._gate(normal), self._gate_bias, dtype=self._inner.dtype)
+        gate = self._gate(normal)
+        inner = self._ops.geglu(gate, self._gate_bias, dtype=self._inner.dtype, scale=self._gate.out_scale)
         return x, self._inner(inner), self._inner_bias
 
     def _normalised(
@@ -114,6 +117,11 @@ class WideLayer:
         norm = self._norms[i]
         return self._ops.add_layer_norm(
             x, update, bias, norm.weight, norm.bias, eps=norm.eps, dtype=reader.dtype
+        )
+
+    def _gathered(self, queries: Tensor, context: Tensor | None, reader: Product) -> Tensor:
+        return self._ops.attention(
+            queries, context, heads=self._heads, dtype=reader.dtype, scale=reader.scale
         )
 
 

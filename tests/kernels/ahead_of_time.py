@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from instantvision import kernels
-from instantvision.kernels import conv3x3
+from instantvision.kernels import attention, conv3x3
 from instantvision.kernels import launch as launching
 from instantvision.pipeline.autoencoder import Autoencoder
 from instantvision.pipeline.autoencoder_tiny import AutoencoderTiny
@@ -85,6 +85,7 @@ def frames(dtype: torch.dtype, *, fp8: bool) -> None:
     framed, weight = empty(1, 1280, 10, 10, dtype=dtype), empty(1280, 1280, 3, 3, dtype=dtype)
     sums = conv3x3.split_sum(framed, weight, 1, None)
     backend.layer_ops.finish(sums, vector, vector[None], x, moments=True)
+    attention.rounded(x, E4M3 if fp8 else dtype)
     row = empty(5, dtype=torch.float32)
     backend.step_ops.denoise_step(x, x, row, extra=x, x0_out=x)
 

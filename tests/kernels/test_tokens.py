@@ -7,6 +7,8 @@ import torch
 
 from instantvision.kernels import token_reference as reference
 
+E4M3 = torch.float8_e4m3fn
+
 
 @pytest.mark.parametrize("channels", [64, 80, 1280])
 @pytest.mark.parametrize("update", ["none", "plain", "biased"])
@@ -31,10 +33,37 @@ def test_geglu(bench, make, tokens, channels):
     make.compare(bench.token_ops.geglu, reference.geglu, *arguments, dtype=make.dtype)
 
 
+@pytest.mark.parametrize(("tokens", "channels"), [(7, 96), (4, 256), (1, 16)])
+def test_geglu_of_a_product_in_e4m3(bench, make, tokens, channels):
+    # The kernel reads the same numbers, so only the scale can be wrong.
+    x = make(2, tokens, 2 * channels, scale=8.0).to(E4M3)
+    make.compare(bench.token_ops.geglu, reference.geglu, x, make(2 * channels), dtype=make.dtype, scale=8.0)
+
+
 @pytest.mark.parametrize(("tokens", "heads", "width"), [(150, 2, 32), (128, 1, 64), (20, 3, 16), (33, 2, 40)])
 def test_attention_to_themselves(bench, make, tokens, heads, width):
     arguments = make(2, tokens, 3 * heads * width), None
     make.compare(bench.token_ops.attention, reference.attention, *arguments, heads=heads)
+
+
+@pytest.mark.parametrize(("tokens", "heads", "width"), [(128, 1, 64), (33, 2, 40)])
+def test_attention_times_a_scale(bench, make, tokens, heads, width):
+    options = {"heads": heads, "dtype": torch.float32, "scale": 8.0}
+    make.compare(
+        bench.token_ops.attention, reference.attention, make(2, tokens, 3 * heads * width), None, **options
+    )
+    make.compare(
+        bench.token_ops.attention,
+        reference.attention,
+        make(2, tokens, heads * width),
+        make(1, 77, 2 * heads * width),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 1024), (3, 7, 83)])
+def test_rounded(bench, make, shape):
+    make.compare(bench.token_ops.rounded, reference.rounded, make(*shape), torch.float32, scale=8.0)
 
 
 @pytest.mark.parametrize("context", [77, 8, 200])
@@ -63,8 +92,9 @@ def test_our_attention_and_the_librarys_agree_whichever_is_chosen(make_on_gpu, c
         attention._chosen.clear()
         for pair in ((queries, None), (queries[..., :320].contiguous(), context)):
             make.close(token_ops.attention(*pair, heads=5), reference.attention(*make.exact(pair), heads=5))
-            make.close(attention.attend(*pair, 5), reference.attention(*make.exact(pair), heads=5))
-    assert "attention of 5 heads, 256 tokens to themselves" in caplog.text
+            ours = attention.attend(*pair, 5, make.dtype, 1.0)
+            make.close(ours, reference.attention(*make.exact(pair), heads=5))
+    assert "attention of 5 heads, 256 tokens to themselves, in bfloat16" in caplog.text
     assert "our kernel" in caplog.text
     assert "77 others" in caplog.text
 
@@ -73,11 +103,40 @@ def test_our_attention_and_the_librarys_agree_whichever_is_chosen(make_on_gpu, c
 def test_tokens_in_e4m3(make_on_gpu):
     from instantvision.kernels import token_ops
 
-    make, e4m3 = make_on_gpu, torch.float8_e4m3fn
+    make = make_on_gpu
     x, weight, bias = make(1, 9, 320), make(320), make(320)
-    _, normal = token_ops.add_layer_norm(x, None, None, weight, bias, eps=1e-5, dtype=e4m3)
-    _, expected = reference.add_layer_norm(*make.exact((x, None, None, weight, bias)), eps=1e-5, dtype=e4m3)
-    gated = token_ops.geglu(make(1, 9, 640, scale=40.0), make(640), dtype=e4m3)
-    # Numbers of e4m3 are an eighth of their size apart, and what is too large is the largest.
-    assert ((normal.float() - expected.float()).abs() <= expected.float().abs() / 7 + 2e-3).all()
+    _, normal = token_ops.add_layer_norm(x, None, None, weight, bias, eps=1e-5, dtype=E4M3)
+    _, expected = reference.add_layer_norm(*make.exact((x, None, None, weight, bias)), eps=1e-5, dtype=E4M3)
+    assert_neighbours(normal, expected)
+    gated = token_ops.geglu(make(1, 9, 640, scale=40.0), make(640), dtype=E4M3)
     assert gated.float().abs().max() == reference.E4M3_MAX
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("tokens", "heads", "width"), [(256, 5, 64), (131, 3, 40)])
+def test_attention_in_e4m3(make_on_gpu, tokens, heads, width):
+    from torch.nn.attention import SDPBackend
+
+    from instantvision.kernels import attention, token_ops
+
+    make, channels = make_on_gpu, heads * width
+    itself = make(1, tokens, 3 * channels), None
+    text = make(1, tokens, channels), make(1, 77, 2 * channels)
+    loud = text[0], text[1] * 400
+    for pair in (itself, text):
+        expected = reference.attention(*make.exact(pair), heads=heads, dtype=E4M3, scale=8.0)
+        assert_neighbours(token_ops.attention(*pair, heads=heads, dtype=E4M3, scale=8.0), expected)
+        for attend in (attention.attend, attention._library(SDPBackend.FLASH_ATTENTION)):
+            assert_neighbours(attend(*pair, heads, E4M3, 8.0), expected)
+            # What is too large is the largest, and no NaN.
+            assert attend(*loud, heads, E4M3, 8.0).float().abs().max() == reference.E4M3_MAX
+
+
+def assert_neighbours(found, expected):
+    """The same numbers of e4m3, or those beside them, an eighth of their size apart."""
+    assert found.dtype == expected.dtype == E4M3
+    assert found.shape == expected.shape
+    found, expected = found.float(), expected.float()
+    # Near zero bf16's rounding, which is of the size of the summands, counts for more.
+    limit = expected.abs() / 7 + 2e-3 * expected.abs().max()
+    assert ((found - expected).abs() <= limit).all()
