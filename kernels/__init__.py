@@ -75,7 +75,11 @@ class LayerOps(Protocol):
     """The layers of a network; documented in `reference_layers`."""
 
     def frame(
-        self, pictures: tuple[Tensor, ...], size: tuple[int, int] | None = None, channels: int | None = None
+        self,
+        pictures: tuple[Tensor, ...],
+        size: tuple[int, int] | None = None,
+        channels: int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor: ...
 
     def conv3x3(
@@ -92,6 +96,8 @@ class LayerOps(Protocol):
         framed_out: bool = False,
         moments: bool = False,
         scale: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        also_plain: bool = False,
     ) -> tuple[Tensor, Tensor | None]: ...
 
     def conv3x3_doubled(
@@ -103,6 +109,8 @@ class LayerOps(Protocol):
         activation: Literal["silu", "relu"] | None = None,
         framed_out: bool = False,
         moments: bool = False,
+        dtype: torch.dtype | None = None,
+        also_plain: bool = False,
     ) -> tuple[Tensor, Tensor | None]: ...
 
     def finish(

@@ -47,9 +47,12 @@ def conv3x3(
     framed_out: bool = False,
     moments: bool = False,
     scale: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    also_plain: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """See `reference_layers.conv3x3`."""
     reference.check_conv3x3(framed, weight, stride, framed_out)
+    reference.check_results(framed_out, moments, dtype, also_plain)
     if stride == 2 and framed.shape[3] % 2:
         # Positions of an odd line do not pair up.
         return reference.conv3x3(
@@ -66,21 +69,16 @@ def conv3x3(
             )
             added = residual if shortcut is None else pointwise(*shortcut)
             return finish(sums, bias, embedding, added, moments=moments)
-    border = 2 if framed_out else 0
-    out = reference.picture_buffer(framed, len(weight), height + border, width + border, bias.dtype)
     # Positions are counted along framed lines, so that a tile is a run of rows; those past a line's end are dropped.
     positions = (height - 1) * framed.shape[3] + width
     depth = math.gcd(framed.shape[1], *(source.shape[1] for source in (shortcut or ((),))[0]))
     blocks = _blocks(positions * len(framed), len(weight), depth, weight.element_size())
     blocks = blocks.fitted(shared_memory(framed), weight.element_size())
-    tiles = triton.cdiv(positions, blocks.rows)
-    parts = framed.new_empty((len(framed), tiles, 2, len(weight)), dtype=torch.float32) if moments else None
-    _launch(
-        framed, weight, bias, out, None, blocks, tiles, height, width, stride=stride, embedding=embedding,
-        shortcut=shortcut, residual=residual, norm=None, parts=parts, activation=activation,
-        framed_out=framed_out, eps=0.0, scale=scale,
-    )  # fmt: skip
-    return out, parts
+    walk = Walk(height, width, triton.cdiv(positions, blocks.rows), stride=stride)
+    results = _results(framed, bias, walk, framed_out, moments, dtype, also_plain)
+    epilogue = Epilogue(embedding, shortcut, residual, activation, scale)
+    _launch(framed, weight, bias, blocks, walk, epilogue, results)
+    return results.out, results.beside
 
 
 def conv3x3_rms(
@@ -99,17 +97,14 @@ def conv3x3_rms(
     if batch * height * width * features < WHOLE_ROWS_MIN:
         out, _ = conv3x3(framed, weight, bias, residual=residual)
         return out, rms_norm_silu(out, norm, eps=eps)
-    out = reference.picture_buffer(framed, features, height, width)
-    normalised = reference.picture_buffer(framed, features, framed_height, framed_width)
     columns = triton.next_power_of_2(features)
     blocks = Blocks(128, columns, _depth(framed.shape[1]), 8 if columns > 128 else 4, 3)
     blocks = blocks.fitted(shared_memory(framed))
-    tiles = triton.cdiv((height - 1) * framed_width + width, blocks.rows)
-    _launch(
-        framed, weight, bias, out, normalised, blocks, tiles, height, width, stride=1, embedding=None,
-        shortcut=None, residual=residual, norm=norm, parts=None, activation=None, framed_out=True, eps=eps,
-        scale=None,
-    )  # fmt: skip
+    walk = Walk(height, width, triton.cdiv((height - 1) * framed_width + width, blocks.rows))
+    out = reference.picture_buffer(framed, features, height, width)
+    normalised = reference.picture_buffer(framed, features, framed_height, framed_width)
+    epilogue = Epilogue(residual=residual, norm=norm, eps=eps)
+    _launch(framed, weight, bias, blocks, walk, epilogue, Results(normalised, framed_out=True, plain=out))
     return out, normalised
 
 
@@ -121,24 +116,21 @@ def conv3x3_doubled(
     activation: reference.Activation = None,
     framed_out: bool = False,
     moments: bool = False,
+    dtype: torch.dtype | None = None,
+    also_plain: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """See `reference_layers.conv3x3_doubled`."""
     reference.check_doubled(framed, folded, bias)
+    reference.check_results(framed_out, moments, dtype, also_plain)
     batch, channels, framed_height, framed_width = framed.shape
-    height, width, features = framed_height - 2, framed_width - 2, len(bias)
-    border = 2 if framed_out else 0
-    out = reference.picture_buffer(framed, features, 2 * height + border, 2 * width + border)
-    positions = height * framed_width
-    blocks = _doubled_blocks(batch * positions, features, channels)
+    positions = (framed_height - 2) * framed_width
+    blocks = _doubled_blocks(batch * positions, len(bias), channels)
     blocks = blocks.fitted(shared_memory(framed))
-    tiles = triton.cdiv(positions, blocks.rows)
-    parts = framed.new_empty((batch, 4 * tiles, 2, features), dtype=torch.float32) if moments else None
-    _launch(
-        framed, folded, bias, out, None, blocks, tiles, height, width, stride=1, embedding=None,
-        shortcut=None, residual=None, norm=None, parts=parts, activation=activation, framed_out=framed_out,
-        eps=0.0, scale=None, doubled=True,
-    )  # fmt: skip
-    return out, parts
+    walk = Walk(framed_height - 2, framed_width - 2, triton.cdiv(positions, blocks.rows), doubled=True)
+    results = _results(framed, bias, walk, framed_out, moments, dtype, also_plain)
+    epilogue = Epilogue(activation=activation)
+    _launch(framed, folded, bias, blocks, walk, epilogue, results)
+    return results.out, results.beside
 
 
 def split_sum(framed: Tensor, weight: Tensor, stride: int, scale: Tensor | None) -> Tensor:
@@ -159,11 +151,8 @@ def split_sum(framed: Tensor, weight: Tensor, stride: int, scale: Tensor | None)
     steps = 9 * channels // blocks.depth
     splits = max(1, min(SPLIT_PROGRAMS // programs, steps // 4))
     parts = framed.new_empty((len(framed), splits, height, width, features), dtype=torch.float32)
-    _launch(
-        framed, weight, weight, parts, None, blocks, tiles, height, width, stride=stride, embedding=None, shortcut=None,
-        residual=None, norm=None, parts=None, activation=None, framed_out=False, eps=0.0, scale=scale,
-        splits=splits,
-    )  # fmt: skip
+    walk = Walk(height, width, tiles, stride=stride, splits=splits)
+    _launch(framed, weight, weight, blocks, walk, Epilogue(scale=scale), Results(parts))
     return parts.permute(0, 1, 4, 2, 3)
 
 
@@ -182,6 +171,62 @@ class Blocks(NamedTuple):
         shared = shared * 2 // value_bytes
         depth, stages = fit_pipeline(self.rows, self.columns, self.depth, self.stages, shared)
         return self._replace(depth=depth, stages=stages)
+
+
+class Walk(NamedTuple):
+    """How programs go over a picture: height and width of what is convolved to, and in how many tiles."""
+
+    height: int
+    width: int
+    tiles: int
+    stride: int = 1
+    doubled: bool = False
+    splits: int = 0
+
+
+class Epilogue(NamedTuple):
+    """What is done with sums before they are stored; see `reference_layers.conv3x3` and `conv3x3_rms`."""
+
+    embedding: Tensor | None = None
+    shortcut: tuple[tuple[Tensor, ...], Tensor] | None = None
+    residual: Tensor | None = None
+    activation: reference.Activation = None
+    scale: Tensor | None = None
+    norm: Tensor | None = None
+    eps: float = 0.0
+
+
+class Results(NamedTuple):
+    """Memory for a result, framed or not, for the same without frame, and for moments."""
+
+    out: Tensor
+    framed_out: bool = False
+    plain: Tensor | None = None
+    parts: Tensor | None = None
+
+    @property
+    def beside(self) -> Tensor | None:
+        """What is returned with the result."""
+        return self.parts if self.plain is None else self.plain
+
+
+def _results(
+    framed: Tensor,
+    bias: Tensor,
+    walk: Walk,
+    framed_out: bool = False,
+    moments: bool = False,
+    dtype: torch.dtype | None = None,
+    also_plain: bool = False,
+) -> Results:
+    batch, features, enlargement = len(framed), len(bias), 2 if walk.doubled else 1
+    height, width = enlargement * walk.height, enlargement * walk.width
+    border = 2 if framed_out else 0
+    out = reference.picture_buffer(framed, features, height + border, width + border, dtype or bias.dtype)
+    plain = reference.picture_buffer(framed, features, height, width, bias.dtype) if also_plain else None
+    tiles = walk.tiles * enlargement**2
+    parts = framed.new_empty((batch, tiles, 2, features), dtype=torch.float32) if moments else None
+    return Results(out, framed_out, plain, parts)
 
 
 def _depth(channels: int) -> int:
@@ -227,36 +272,22 @@ def _launch(
     framed: Tensor,
     weight: Tensor,
     bias: Tensor,
-    out: Tensor,
-    normalised: Tensor | None,
     blocks: Blocks,
-    tiles: int,
-    height: int,
-    width: int,
-    *,
-    stride: int,
-    embedding: Tensor | None,
-    shortcut: tuple[tuple[Tensor, ...], Tensor] | None,
-    residual: Tensor | None,
-    norm: Tensor | None,
-    parts: Tensor | None,
-    activation: reference.Activation,
-    framed_out: bool,
-    eps: float,
-    scale: Tensor | None,
-    doubled: bool = False,
-    splits: int = 0,
+    walk: Walk,
+    epilogue: Epilogue,
+    results: Results,
 ) -> None:
     """Launch the kernel; what is absent is passed as some other tensor, since a kernel wants a pointer."""
     batch, channels, framed_height, framed_width = framed.shape
     features = len(bias)  # `weight` has four times as many rows where it is folded
-    sources, shortcut_weight = shortcut or ((), weight)
+    sources, shortcut_weight = epilogue.shortcut or ((), weight)
     first, second = (*sources, *sources, framed, framed)[:2]
     descriptors = uses_descriptors(framed)
     # At stride 2 a row of the matrix is a pair of neighbouring positions: taps are whole rows apart again.
-    x_matrix = framed.permute(0, 2, 3, 1).reshape(-1, stride * channels)
+    x_matrix = framed.permute(0, 2, 3, 1).reshape(-1, walk.stride * channels)
     w_matrix = weight.permute(0, 2, 3, 1).flatten(1)
-    grid = (triton.cdiv(features, blocks.columns), tiles, batch * (4 if doubled else max(1, splits)))
+    layers = 4 if walk.doubled else max(1, walk.splits)
+    grid = (triton.cdiv(features, blocks.columns), walk.tiles, batch * layers)
     launch(
         conv3x3_kernel,
         grid,
@@ -264,37 +295,38 @@ def _launch(
         matrix(w_matrix, (blocks.columns, blocks.depth), descriptors),
         weight,
         bias,
-        bias if embedding is None else embedding,
+        bias if epilogue.embedding is None else epilogue.embedding,
         first,
         second,
         shortcut_weight,
-        out if residual is None else residual,
-        bias if norm is None else norm,
-        bias if scale is None else scale,
-        out,
-        out if normalised is None else normalised,
-        bias if parts is None else parts,
+        results.out if epilogue.residual is None else epilogue.residual,
+        bias if epilogue.norm is None else epilogue.norm,
+        bias if epilogue.scale is None else epilogue.scale,
+        results.out,
+        results.out if results.plain is None else results.plain,
+        bias if results.parts is None else results.parts,
         len(x_matrix),
-        height,
-        width,
+        walk.height,
+        walk.width,
         framed_width,
         framed_height,
-        0 if embedding is None or len(embedding) == 1 else embedding.stride(0),
-        eps,
+        0 if epilogue.embedding is None or len(epilogue.embedding) == 1 else epilogue.embedding.stride(0),
+        epilogue.eps,
         C=channels,
         N=features,
         FIRST=sources[0].shape[1] if sources else 0,
         SECOND=sources[1].shape[1] if len(sources) > 1 else 0,
-        STRIDE=stride,
-        DOUBLED=doubled,
-        SPLITS=splits,
-        EMBEDDING=embedding is not None,
-        RESIDUAL=_form(residual, height),
-        ACTIVATION=activation,
-        SCALED=scale is not None,
-        FRAMED_OUT=framed_out,
-        NORM=norm is not None,
-        MOMENTS=parts is not None,
+        STRIDE=walk.stride,
+        DOUBLED=walk.doubled,
+        SPLITS=walk.splits,
+        EMBEDDING=epilogue.embedding is not None,
+        RESIDUAL=_form(epilogue.residual, walk.height),
+        ACTIVATION=epilogue.activation,
+        SCALED=epilogue.scale is not None,
+        FRAMED_OUT=results.framed_out,
+        ALSO_PLAIN=results.plain is not None,
+        NORM=epilogue.norm is not None,
+        MOMENTS=results.parts is not None,
         DESCRIPTORS=descriptors,
         BLOCK_M=blocks.rows,
         BLOCK_N=blocks.columns,
@@ -330,7 +362,7 @@ def conv3x3_kernel(
     p_norm,
     p_scale,
     p_out,
-    p_normalised,
+    p_plain,
     p_moments,
     x_rows,
     height,
@@ -351,6 +383,7 @@ def conv3x3_kernel(
     ACTIVATION: tl.constexpr,
     SCALED: tl.constexpr,
     FRAMED_OUT: tl.constexpr,
+    ALSO_PLAIN: tl.constexpr,
     NORM: tl.constexpr,
     MOMENTS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
@@ -365,8 +398,8 @@ def conv3x3_kernel(
 
     18·h·w·C·N operations; reads 2·(h·w·C + 9·C·N) bytes (bf16), writes 2·h·w·N. On store, and so without a pass:
     bias, embedding, 1x1 convolution of the shortcut, residual, activation, frame, the sums of the next group
-    normalisation, or a normalised second result. Doubled, each corner of the enlarged positions is a convolution of its
-    own with four taps: 32·h·w·C·N operations for four times the positions.
+    normalisation, and beside a framed result that is normalised or in e4m3 the plain one. Doubled, each corner of the
+    enlarged positions is a convolution of its own with four taps: 32·h·w·C·N operations for four times the positions.
     """
     i_n = tl.program_id(0)
     i_m = tl.program_id(1)
@@ -464,8 +497,9 @@ def conv3x3_kernel(
         o_moments = i_part * (2 * N) + i_feature
         tl.store(p_moments + o_moments, tl.sum(b_counted, 0), mask=m_feature)
         tl.store(p_moments + o_moments + N, tl.sum(b_counted * b_counted, 0), mask=m_feature)
+    if ALSO_PLAIN:
+        tl.store(p_plain + o_pixel, b_sum.to(p_plain.dtype.element_ty), mask=m_inside)
     if NORM:
-        tl.store(p_out + o_pixel, b_sum.to(p_out.dtype.element_ty), mask=m_inside)
         b_sum *= tl.rsqrt(tl.sum(tl.where(m_feature[None, :], b_sum * b_sum, 0.0), 1) / N + eps)[:, None]
         b_sum *= tl.load(p_norm + i_feature, mask=m_feature, other=0).to(tl.float32)[None, :]
         b_sum *= tl.sigmoid(b_sum)
@@ -480,7 +514,7 @@ def conv3x3_kernel(
         m_framed = (i_y < height) & ((i_x < width) | (i_x == width + corner_x))
         o_framed = (i_frame + i_framed).to(tl.int64)[:, None] * N + i_feature[None, :]
         b_framed = tl.where(m_inside, b_sum, 0.0).to(p_out.dtype.element_ty)
-        tl.store(p_normalised + o_framed, b_framed, mask=m_framed[:, None] & m_feature[None, :])
+        tl.store(p_out + o_framed, b_framed, mask=m_framed[:, None] & m_feature[None, :])
         # The first tiles of the upper left and the lower right corners clear the frame's top and bottom.
         if (i_m == 0) & (corner_x == corner_y):
             b_empty = tl.zeros((BLOCK_M, BLOCK_N), p_out.dtype.element_ty)
@@ -489,7 +523,7 @@ def conv3x3_kernel(
                 i_column = start + tl.arange(0, BLOCK_M)
                 o_framed = (i_line + i_column).to(tl.int64)[:, None] * N + i_feature[None, :]
                 m_line = (i_column < doubled_pitch)[:, None] & m_feature[None, :]
-                tl.store(p_normalised + o_framed, b_empty, mask=m_line)
+                tl.store(p_out + o_framed, b_empty, mask=m_line)
     elif FRAMED_OUT:
         # Line 1, column 1 of the framed result is position 0; what lies past a line's end falls on the frame's sides.
         total = (height + 2) * pitch
@@ -497,16 +531,16 @@ def conv3x3_kernel(
         o_framed = (i_batch * total + i_position).to(tl.int64)[:, None] * N + i_feature[None, :]
         b_framed = tl.where(m_inside, b_sum, 0.0).to(p_out.dtype.element_ty)
         m_framed = (i_position + first < total)[:, None] & m_feature[None, :]
-        tl.store(p_normalised + o_framed + first * N, b_framed, mask=m_framed)
+        tl.store(p_out + o_framed + first * N, b_framed, mask=m_framed)
         # The first and the last tile also clear the frame's top and bottom.
         b_empty = tl.zeros((BLOCK_M, BLOCK_N), p_out.dtype.element_ty)
         if i_m == 0:
             for start in range(0, first, BLOCK_M):
                 m_framed = (i_position + start < first)[:, None] & m_feature[None, :]
-                tl.store(p_normalised + o_framed + start * N, b_empty, mask=m_framed)
+                tl.store(p_out + o_framed + start * N, b_empty, mask=m_framed)
         if i_m == tl.num_programs(1) - 1:
             for start in range(first + BLOCK_M, total - i_m * BLOCK_M, BLOCK_M):
                 m_framed = (i_position + start < total)[:, None] & m_feature[None, :]
-                tl.store(p_normalised + o_framed + start * N, b_empty, mask=m_framed)
+                tl.store(p_out + o_framed + start * N, b_empty, mask=m_framed)
     else:
         tl.store(p_out + o_pixel, b_sum.to(p_out.dtype.element_ty), mask=m_inside)

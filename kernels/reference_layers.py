@@ -18,7 +18,10 @@ Activation: TypeAlias = Literal["silu", "relu"] | None
 
 
 def frame(
-    pictures: tuple[Tensor, ...], size: tuple[int, int] | None = None, channels: int | None = None
+    pictures: tuple[Tensor, ...],
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Frame one or two pictures side by side, enlarged to their nearest neighbours.
 
@@ -26,6 +29,7 @@ def frame(
         pictures: each [B, C', h, w].
         size: height and width without frame; None keeps those of the pictures.
         channels: of the result, zeros after those of the pictures; None takes just these.
+        dtype: of the result; float8_e4m3fn holds what is within +-448. None is that of the pictures.
 
     Returns:
         [B, channels, rows + 2, columns + 2], channels_last.
@@ -34,7 +38,8 @@ def frame(
     if size is not None and size != tuple(x.shape[2:]):
         x = F.interpolate(x, size=size, mode="nearest")
     empty = 0 if channels is None else channels - x.shape[1]
-    return F.pad(x, (1, 1, 1, 1, 0, empty)).contiguous(memory_format=torch.channels_last)
+    framed = F.pad(x, (1, 1, 1, 1, 0, empty)).contiguous(memory_format=torch.channels_last)
+    return rounded(framed, dtype or x.dtype)
 
 
 def conv3x3(
@@ -50,13 +55,15 @@ def conv3x3(
     framed_out: bool = False,
     moments: bool = False,
     scale: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    also_plain: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Convolve a framed picture and finish the result: f(scale * convolution + bias + embedding + shortcut + residual).
 
     Args:
         framed: [B, C, h + 2, w + 2], channels_last.
         weight: [N, C, 3, 3], channels_last, of the same type.
-        bias: [N], of the result's type.
+        bias: [N], of the type of a result that is not told another.
         stride: 1 or 2.
         embedding: a second bias, [B or 1, N].
         shortcut: pictures of the result's height and width, and the weight of a 1x1 convolution over them side by
@@ -66,14 +73,19 @@ def conv3x3(
         framed_out: write a framed picture, stride 1 only.
         moments: also of the result.
         scale: what the convolution of weights in e4m3 is multiplied by, [N], float32.
+        dtype: of a framed result; float8_e4m3fn holds what is within +-448. None is that of the bias.
+        also_plain: with a framed result, give it without frame and in the type of the bias as well, in place of
+            moments.
 
     Returns:
-        The result, [B, N, ceil(h / stride), ceil(w / stride)] or framed, channels_last, and its moments or None.
+        The result, [B, N, ceil(h / stride), ceil(w / stride)] or framed, channels_last; its moments, or itself without
+        frame, or None.
 
     Raises:
         ValueError: the arguments are not of that form.
     """
     check_conv3x3(framed, weight, stride, framed_out)
+    check_results(framed_out, moments, dtype, also_plain)
     if scale is None:
         y = F.conv2d(framed, weight, bias, stride=stride)
     else:
@@ -86,10 +98,7 @@ def conv3x3(
         y = y + F.conv2d(torch.cat(pictures, 1), pointwise[:, :, None, None])
     if residual is not None:
         y = y + (residual if residual.shape == y.shape else residual[:, :, 1:-1, 1:-1])
-    if activation is not None:
-        y = F.silu(y) if activation == "silu" else F.relu(y)
-    parts = channel_moments(y) if moments else None
-    return frame((y,)) if framed_out else y.contiguous(memory_format=torch.channels_last), parts
+    return _results(y, activation, framed_out, moments, dtype, also_plain)
 
 
 def conv3x3_doubled(
@@ -100,6 +109,8 @@ def conv3x3_doubled(
     activation: Activation = None,
     framed_out: bool = False,
     moments: bool = False,
+    dtype: torch.dtype | None = None,
+    also_plain: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Enlarge a picture to twice its height and width by repeating positions, and convolve it.
 
@@ -110,25 +121,38 @@ def conv3x3_doubled(
         framed: [B, C, h + 2, w + 2], channels_last.
         folded: of `fold_doubling`, [4·N, C, 2, 2], channels_last.
         bias: [N].
-        activation, framed_out, moments: as of `conv3x3`.
+        activation, framed_out, moments, dtype, also_plain: as of `conv3x3`.
 
     Returns:
-        The result, [B, N, 2·h, 2·w] or framed, channels_last, and its moments or None.
+        The result, [B, N, 2·h, 2·w] or framed, channels_last; its moments, or itself without frame, or None.
 
     Raises:
         ValueError: the arguments are not of that form.
     """
     check_doubled(framed, folded, bias)
+    check_results(framed_out, moments, dtype, also_plain)
     height, width = framed.shape[2] - 2, framed.shape[3] - 2
     y = picture_buffer(framed, len(bias), 2 * height, 2 * width)
     for i, weight in enumerate(folded.unflatten(0, (4, -1))):
         top, left = i // 2, i % 2
         corner = framed[:, :, top : top + height + 1, left : left + width + 1]
         y[:, :, top::2, left::2] = F.conv2d(corner, weight, bias)
+    return _results(y, activation, framed_out, moments, dtype, also_plain)
+
+
+def _results(
+    y: Tensor,
+    activation: Activation,
+    framed_out: bool,
+    moments: bool,
+    dtype: torch.dtype | None,
+    also_plain: bool,
+) -> tuple[Tensor, Tensor | None]:
     if activation is not None:
         y = F.silu(y) if activation == "silu" else F.relu(y)
-    parts = channel_moments(y) if moments else None
-    return frame((y,)) if framed_out else y, parts
+    plain = y.contiguous(memory_format=torch.channels_last)
+    beside = channel_moments(y) if moments else plain if also_plain else None
+    return frame((y,), dtype=dtype) if framed_out else plain, beside
 
 
 def fold_doubling(weight: Tensor) -> Tensor:
@@ -459,6 +483,14 @@ def check_conv3x3(framed: Tensor, weight: Tensor, stride: int, framed_out: bool)
         raise ValueError(f"weight is {list(weight.shape)} for a picture {list(framed.shape)}")
     if stride == 2 and framed_out:
         raise ValueError("a result of stride 2 has no frame")
+
+
+def check_results(framed_out: bool, moments: bool, dtype: torch.dtype | None, also_plain: bool) -> None:
+    """Check what is wanted of `conv3x3` and `conv3x3_doubled`."""
+    if (also_plain or dtype is not None) and not framed_out:
+        raise ValueError(f"a result of type {dtype} or given twice, expected framed_out")
+    if also_plain and moments:
+        raise ValueError("moments and also_plain, expected one of them")
 
 
 def check_doubled(framed: Tensor, folded: Tensor, bias: Tensor) -> None:

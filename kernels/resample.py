@@ -20,14 +20,17 @@ FRAME_ROWS, FRAME_CHANNELS = 64, 64
 
 
 def frame(
-    pictures: tuple[Tensor, ...], size: tuple[int, int] | None = None, channels: int | None = None
+    pictures: tuple[Tensor, ...],
+    size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """See `reference_layers.frame`."""
     first, second = (*pictures, pictures[0])[:2]
     batch, _, height, width = first.shape
     rows, columns = size or (height, width)
     joined = sum(picture.shape[1] for picture in pictures)
-    out = reference.picture_buffer(first, channels or joined, rows + 2, columns + 2)
+    out = reference.picture_buffer(first, channels or joined, rows + 2, columns + 2, dtype)
     tiles = triton.cdiv((rows + 2) * (columns + 2), FRAME_ROWS)
     launch(
         frame_kernel,

@@ -6,6 +6,17 @@ import torch
 from instantvision.kernels import reference_layers as reference
 
 SIZES = [(8, 12), (7, 10), (13, 5)]
+E4M3 = torch.float8_e4m3fn
+
+
+def assert_same_in_e4m3(result, expected):
+    """The same values but for those between two numbers of e4m3, an eighth of their size apart."""
+    assert result.dtype == E4M3
+    assert result.shape == expected.shape
+    limit = expected.float().abs() / 7 + 2e-3
+    assert ((result.float() - expected.float()).abs() <= limit).all()
+    # Where a value of bf16 falls between two, it may go to the other; most do not.
+    assert (result.float() == expected.float()).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -266,17 +277,15 @@ def test_conv3x3_of_many_channels(make_on_gpu, stride, side):
 def test_layers_in_e4m3(make_on_gpu):
     from instantvision.kernels import layer_ops
 
-    make, e4m3 = make_on_gpu, torch.float8_e4m3fn
+    make = make_on_gpu
     pictures, weight, bias = (make(1, 64, 9, 11), make(1, 64, 9, 11)), make(128), make(128)
-    options = {"groups": 16, "eps": 1e-5, "silu": True, "framed_out": True, "dtype": e4m3}
+    options = {"groups": 16, "eps": 1e-5, "silu": True, "framed_out": True, "dtype": E4M3}
     framed = layer_ops.group_norm(pictures, (None, None), weight, bias, **options)
     expected = reference.group_norm(
         make.exact(pictures), (None, None), weight.float(), bias.float(), **options
     )
-    assert framed.dtype == e4m3
-    # The same values but for those between two numbers of e4m3, an eighth of their size apart.
-    assert ((framed.float() - expected.float()).abs() <= expected.float().abs() / 7 + 2e-3).all()
-    rows = make(96, 128, 3, 3, scale=0.2).to(e4m3).contiguous(memory_format=torch.channels_last)
+    assert_same_in_e4m3(framed, expected)
+    rows = make(96, 128, 3, 3, scale=0.2).to(E4M3).contiguous(memory_format=torch.channels_last)
     arguments = framed, rows, make(96)
     scale = torch.linspace(0.01, 0.2, 96, device="cuda")
     shortcut = (make(1, 32, 9, 11),), make(96, 32, scale=0.1)
@@ -287,12 +296,63 @@ def test_layers_in_e4m3(make_on_gpu):
     make.close(result, wanted)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_frame_in_e4m3(bench, make, size):
+    picture = make(2, 24, *size, scale=100.0)
+    picture[0, 0, 0, 0] = 1000
+    framed = bench.layer_ops.frame((picture,), dtype=E4M3)
+    assert_same_in_e4m3(framed, reference.frame((picture,), dtype=E4M3))
+    assert framed[0, 0, 1, 1] == 448
+
+
+RESIDUALS = {
+    "no residual": lambda residual: {},
+    "plain residual": lambda residual: {"residual": residual, "also_plain": True},
+    "framed residual": lambda residual: {"residual": reference.frame((residual,))},
+}
+
+
+# The last size has the tiles of a large picture, too many for the interpreter.
+@pytest.mark.parametrize("size", [*SIZES, pytest.param((141, 120), marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("options", RESIDUALS.values(), ids=RESIDUALS)
+@pytest.mark.parametrize("eight_bit", [False, True], ids=["from 16 bits", "from 8 bits"])
+def test_conv3x3_to_e4m3(bench, make, size, options, eight_bit):
+    if size[0] > 100 and bench.device == "cpu":
+        pytest.skip("too large for the interpreter")
+    framed, weight, bias = reference.frame((make(2, 64, *size),)), make(64, 64, 3, 3), make(64)
+    framed, weight = (tensor.to(E4M3 if eight_bit else make.dtype) for tensor in (framed, weight))
+    scale = torch.linspace(0.01, 0.2, 64, device=bench.device) if eight_bit else None
+    options = {"activation": "relu", "framed_out": True, "dtype": E4M3} | options(make(2, 64, *size))
+    result, plain = bench.layer_ops.conv3x3(framed, weight, bias, scale=scale, **options)
+    exact = {key: make.exact(value) if key == "residual" else value for key, value in options.items()}
+    arguments = (framed, weight) if eight_bit else make.exact((framed, weight))
+    expected, wanted = reference.conv3x3(*arguments, bias.float(), scale=scale, **exact)
+    assert_same_in_e4m3(result, expected)
+    if "also_plain" in options:
+        make.close(plain, wanted)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (3, 130)])
+def test_conv3x3_doubled_to_e4m3(bench, make, size):
+    arguments = reference.frame((make(2, 16, *size),)), reference.fold_doubling(make(40, 16, 3, 3)), make(40)
+    options = {"framed_out": True, "dtype": E4M3, "also_plain": True}
+    result, plain = bench.layer_ops.conv3x3_doubled(*arguments, **options)
+    expected, wanted = reference.conv3x3_doubled(*make.exact(arguments), **options)
+    assert_same_in_e4m3(result, expected)
+    make.close(plain, wanted)
+
+
 def test_refusals(bench, make):
     layers, framed = bench.layer_ops, reference.frame((make(1, 32, 6, 6),))
     with pytest.raises(ValueError, match=r"weight is \[8, 16, 3, 3\] for a picture \[1, 32, 8, 8\]"):
         layers.conv3x3(framed, make(8, 16, 3, 3), make(8))
     with pytest.raises(ValueError, match="another order than channels_last"):
         layers.conv3x3(framed.contiguous(), make(8, 32, 3, 3), make(8))
+    for options in ({"dtype": E4M3}, {"also_plain": True}):
+        with pytest.raises(ValueError, match="expected framed_out"):
+            layers.conv3x3(framed, make(8, 32, 3, 3), make(8), **options)
+    with pytest.raises(ValueError, match="expected one of them"):
+        layers.conv3x3(framed, make(8, 32, 3, 3), make(8), framed_out=True, moments=True, also_plain=True)
     with pytest.raises(ValueError, match="12 scores a token, expected a power of two"):
         layers.cross_attention(
             make(1, 1, 5, 8), make(8), make(8), make(1, 12, 8), make(1, 12, 8), make(8), heads=3, eps=1e-5
