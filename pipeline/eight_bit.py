@@ -35,6 +35,14 @@ def check_device(device: torch.device) -> None:
         )
 
 
+def scaled(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A convolution's weight, [N, C, rows, columns], in e4m3, and what its results are multiplied by, [N]."""
+    # Never zero, for features whose weights all are.
+    scale = (weight.flatten(1).abs().amax(1).float() / E4M3_MAX).clamp_min(torch.finfo(torch.float32).tiny)
+    small = (weight / scale[:, None, None, None]).to(E4M3)
+    return small.contiguous(memory_format=torch.channels_last), scale
+
+
 class Product:
     """x -> x @ weight.T, [..., C] -> [..., N].
 
@@ -97,9 +105,7 @@ class Convolution:
         self._layers, self._weight, self._bias = layers, weight, bias
         self._scale: Tensor | None = None
         if fp8 and weight.shape[1] % CHANNELS_MULTIPLE == 0:
-            self._scale = weight.flatten(1).abs().amax(1).float() / E4M3_MAX
-            small = (weight / self._scale[:, None, None, None]).to(E4M3)
-            self._weight = small.contiguous(memory_format=torch.channels_last)
+            self._weight, self._scale = scaled(weight)
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -35,7 +35,7 @@ class LatentDiffusion:
         prompt: from the model's text encoders; `pooled` is [1, 0] but for models such as SDXL, which want one.
         device: where to run.
         dtype: of all arithmetic that is not a sum.
-        fp8: multiply what is normalised in e4m3, where that is faster.
+        fp8: multiply in e4m3 where that is faster.
 
     Raises:
         EngineError: the GPU has no arithmetic in e4m3.
@@ -69,7 +69,9 @@ class LatentDiffusion:
         self._fused = FusedUNet(
             self._unet, backend.layer_ops, backend.token_ops, context=prompt.tokens.shape[1], fp8=fp8
         )
-        self._autoencoder = FusedTinyAutoencoder(placed(autoencoder, device, dtype), backend.layer_ops)
+        self._autoencoder = FusedTinyAutoencoder(
+            placed(autoencoder, device, dtype), backend.layer_ops, fp8=fp8
+        )
         self._prompt = prompt
 
     @classmethod

@@ -1,11 +1,18 @@
 """The networks in fused layers against the modules that define them."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 from instantvision.kernels import reference_layers, token_reference
+from instantvision.kernels.token_reference import rounded
 from instantvision.pipeline.autoencoder import Autoencoder
+from instantvision.pipeline.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, TinyBlock
+from instantvision.pipeline.eight_bit import E4M3, scaled
 from instantvision.pipeline.fused_autoencoder import FusedAutoencoder
+from instantvision.pipeline.fused_tiny_autoencoder import FusedTinyAutoencoder
 from instantvision.pipeline.fused_unet import FusedUNet
 from instantvision.pipeline.mini_denoiser import MiniDenoiser
 
@@ -74,3 +81,39 @@ def test_autoencoder():
     latents = autoencoder.encode(folded)
     assert relative_error(fused.encode(folded), latents) <= 1e-5
     assert relative_error(fused.decode(latents), autoencoder.decode(latents)) <= 1e-5
+
+
+def in_e4m3(autoencoder):
+    """The same network, the convolutions of its blocks reading and multiplying numbers of e4m3."""
+    autoencoder = copy.deepcopy(autoencoder)
+    blocks = [module for module in autoencoder.modules() if isinstance(module, TinyBlock)]
+    for conv in (part for block in blocks for part in block.conv if isinstance(part, nn.Conv2d)):
+        small, scale = scaled(conv.weight)
+        conv.weight.copy_(small.float() * scale[:, None, None, None])
+        conv.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0], E4M3).float(),))
+    return autoencoder
+
+
+@pytest.mark.parametrize("size", [(32, 48), (27, 33)])
+def test_the_blocks_of_a_tiny_autoencoder_in_e4m3(size):
+    torch.manual_seed(0)
+    stages = {f"num_{half}_blocks": (1, 1) for half in ("encoder", "decoder")}
+    widths = {f"{half}_block_out_channels": (64, 64) for half in ("encoder", "decoder")}
+    autoencoder = placed(AutoencoderTiny(AutoencoderTinyConfig(**stages, **widths)))
+    fused, rounding = FusedTinyAutoencoder(autoencoder, reference_layers, fp8=True), in_e4m3(autoencoder)
+    pixels = torch.rand(2, 3, *size) * 2 - 1
+    latents = autoencoder.encode(pixels)
+    for half, x in (("encode", pixels), ("decode", latents)):
+        exact, expected, result = (getattr(each, half)(x) for each in (autoencoder, rounding, fused))
+        cost = relative_error(expected, exact)
+        assert cost > 0.01
+        # A sum in another order moves a number to the next one of e4m3 now and then, and that one moves others.
+        assert relative_error(result, expected) <= cost / 4
+
+
+def test_e4m3_leaves_narrow_autoencoders_alone():
+    widths = {"encoder_block_out_channels": (16,) * 4, "decoder_block_out_channels": (16,) * 4}
+    autoencoder = placed(AutoencoderTiny(AutoencoderTinyConfig(**widths)))
+    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+    one, other = (FusedTinyAutoencoder(autoencoder, reference_layers, fp8=fp8) for fp8 in (False, True))
+    assert torch.equal(one.encode(pixels), other.encode(pixels))

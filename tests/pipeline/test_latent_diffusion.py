@@ -226,6 +226,27 @@ def test_kernels_agree_with_the_reference(config: DiffusionConfig) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(("height", "width"), [(96, 160), (512, 512)])
+def test_the_tiny_autoencoder_in_e4m3_is_as_near_on_a_gpu(height: int, width: int) -> None:
+    config = replace(WIDE["sd 2.1"], autoencoder=AutoencoderTinyConfig())
+    pixels = torch.rand(1, 3, height, width) * 2 - 1
+    networks = random_networks(config, 3, CPU)
+
+    def errors(device: torch.device, dtype: torch.dtype) -> list[float]:
+        parts = *random_networks(config, 3, CPU), random_prompt(config, 3)
+        model = LatentDiffusion(config, *parts, device, dtype, fp8=True)
+        pairs = (model.encode, pixels, latents), (model.decode, latents, picture)
+        return [relative_error(half(x.to(device, dtype)).float().cpu(), wanted) for half, x, wanted in pairs]
+
+    with torch.inference_mode():
+        latents = networks[1].encode(pixels)
+        picture = networks[1].decode(latents)
+        limits, found = errors(CPU, torch.float32), errors(CUDA, torch.bfloat16)
+    for error, limit in zip(found, limits, strict=True):
+        assert error <= 1.25 * limit
+
+
+@pytest.mark.gpu
 def test_the_tiny_autoencoders_kernels_are_as_near_as_torch() -> None:
     config = replace(WIDE["sd 2.1"], autoencoder=AutoencoderTinyConfig())
     pixels = torch.rand(1, 3, 96, 160) * 2 - 1
