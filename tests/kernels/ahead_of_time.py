@@ -2,19 +2,24 @@
 
     python ahead_of_time.py CAPABILITY:KIB …
 
-Prints a line of JSON for each GPU, kernel and tile, with the bytes of shared memory that a program has. Networks
+Prints a line of JSON for each GPU, kernel and tile, with the bytes of shared memory that a program has, and of memory
+that a thread has for what does not fit into its registers. Networks
 and pictures are on torch's meta device, so launches are those of a frame, of which nothing is computed. Of a matrix
 product's launches with equal tiles the one with the most options stands for all, since tiles are what takes memory; of
 other kernels the one with the largest blocks. Launches that touch e4m3 are apart from those that do not.
 """
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -24,9 +29,11 @@ from instantvision.kernels import launch as launching
 from instantvision.pipeline.autoencoder import Autoencoder
 from instantvision.pipeline.autoencoder_tiny import AutoencoderTiny
 from instantvision.pipeline.config import Settings, Size
+from instantvision.pipeline.device import placed
 from instantvision.pipeline.eight_bit import CAPABILITY, E4M3
 from instantvision.pipeline.frame_inputs import FrameInputs, LatentMemory
 from instantvision.pipeline.frame_pass import FramePass
+from instantvision.pipeline.fused_tiny_autoencoder import FusedTinyAutoencoder
 from instantvision.pipeline.latent_diffusion import LatentDiffusion, random_prompt
 from instantvision.pipeline.mini import Mini
 from instantvision.pipeline.mini_denoiser import STYLE_TOKENS, STYLE_WIDTH, MiniDenoiser
@@ -90,6 +97,16 @@ def frames(dtype: torch.dtype, *, fp8: bool) -> None:
     backend.step_ops.denoise_step(x, x, row, extra=x, x0_out=x)
 
 
+def eight_bit() -> None:
+    """The tiny autoencoder in e4m3: among a whole frame's launches others with its tiles would stand for it."""
+    with META:
+        tiny = AutoencoderTiny(SD_TURBO.autoencoder)
+    layers = kernels.choose("cuda").layer_ops
+    fused = FusedTinyAutoencoder(placed(tiny, META, torch.bfloat16), layers, fp8=True)
+    fused.encode(empty(1, 3, 512, 512, dtype=torch.bfloat16))
+    fused.decode(empty(1, 4, 64, 64, dtype=torch.bfloat16))
+
+
 def frame(model: LatentModel, conditioning: Conditioning, size: Size, dtype: torch.dtype) -> None:
     latents = empty(
         1,
@@ -149,6 +166,16 @@ def weight(entry: launching.Launch) -> int:
     return sum(int(value or 0) for value in entry[3].values() if isinstance(value, int | None))
 
 
+def stack(machine_code: bytes) -> int:
+    """Bytes of a thread's stack: nothing but spilled registers."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(machine_code)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return sum(map(int, re.findall(r"STACK:(\d+)", usage)))
+
+
 def module_of(kernel: Any) -> str:
     return str(kernel.fn.__module__.rpartition(".")[2])
 
@@ -161,14 +188,21 @@ def main(capability: int, shared_kib: int) -> None:
     places._shared_memory = lambda _device: shared_kib * 1024
     dtype = torch.bfloat16 if capability >= NETWORKS_FROM else torch.float16
     with kernels.forced("triton"), torch.inference_mode():
-        launches = noted(lambda: frames(dtype, fp8=capability >= E4M3_FROM))
-    for kernel, grid, args, meta in representatives(launches):
+        fp8 = capability >= E4M3_FROM
+        chosen = representatives(noted(lambda: frames(dtype, fp8=fp8)))
+        if fp8:
+            chosen += representatives([entry for entry in noted(eight_bit) if entry[3].get("SCALED")])
+    for kernel, grid, args, meta in chosen:
         if capability < NETWORKS_FROM and module_of(kernel) in NETWORK_MODULES:
             continue
         compiled = kernel.warmup(*args, grid=grid, **meta)
-        shared = compiled.metadata.shared
-        line = json.dumps({"capability": capability, "kernel": kernel.fn.__name__, "shared": shared})
-        sys.stdout.write(f"{line}\n")
+        line = {
+            "capability": capability,
+            "kernel": kernel.fn.__name__,
+            "shared": compiled.metadata.shared,
+            "stack": stack(compiled.asm["cubin"]),
+        }
+        sys.stdout.write(f"{json.dumps(line)}\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ SHARED_KIB = {75: 64, 80: 163, 89: 99, 90: 227}
 PROCESSES = ((80, 75), (90, 89))
 # Of the frame and the step only: the networks' kernels want Ampere.
 ON_TURING = 75
+# The tiles are measured on Hopper only.
+ON_HOPPER = 90
 
 
 def compile_for(capabilities: tuple[int, ...], folder: Path) -> list[dict[str, object]]:
@@ -77,3 +79,10 @@ def test_kernels_compile_within_shared_memory(compilations, capability):
         assert {"pixels_to_input_kernel", "denoise_step_kernel", "blend_kernel"} <= names <= kernel_names()
     else:
         assert names == kernel_names()
+
+
+@pytest.mark.slow
+def test_no_register_is_spilled_on_hopper(compilations):
+    compiled = [each for done in compilations for each in done.result() if each["capability"] == ON_HOPPER]
+    assert compiled
+    assert not [each for each in compiled if each["stack"]]
