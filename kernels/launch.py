@@ -9,8 +9,9 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from triton.compiler import make_backend
 from triton.runtime import driver
 from triton.runtime.cache import triton_key
+from triton.runtime.jit import MockTensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from instantvision.kernels import compile_workers
@@ -31,9 +33,9 @@ Launch: TypeAlias = tuple[Any, Grid, tuple[Any, ...], dict[str, Any]]
 
 
 class _Notes(threading.local):
-    """Launches that this thread takes note of instead of carrying them out."""
+    """Launches of different machine code, of which this thread takes note instead of carrying them out."""
 
-    kept: list[Launch] | None = None
+    kept: dict[Hashable, Launch] | None = None
 
 
 _notes = _Notes()
@@ -46,8 +48,11 @@ def launch(kernel: Any, grid: Grid, *args: Any, **meta: Any) -> None:
     """Launch a kernel, or only take note of it within `compile_kernels`."""
     if _notes.kept is None:
         kernel[grid](*args, **meta)
-    else:
-        _notes.kept.append((kernel, grid, args, meta))
+        return
+    signature = _signature(kernel, grid, args, meta)
+    if signature not in _notes.kept:
+        # Tensors themselves would be all that a frame ever computes, at once.
+        _notes.kept[signature] = kernel, grid, tuple(map(_without_memory, args)), meta
 
 
 def taking_notes() -> bool:
@@ -66,19 +71,24 @@ def compile_kernels(call: Callable[[], object]) -> None:
         call: allocates and launches through `launch` only; whatever else it computes is computed from garbage.
     """
     global _started
-    kept: list[Launch] = []
+    warm_ups = [partial(_warm_up, *entry) for entry in noted(call)]
+    compile_workers.fill_cache(warm_ups, sparing=_started)
+    device, threads = torch.cuda.current_device(), 1 if _started else os.cpu_count()
+    with ThreadPoolExecutor(threads, initializer=torch.cuda.set_device, initargs=(device,)) as pool:
+        for done in [pool.submit(_build, each) for each in warm_ups]:
+            done.result()
+    _started = True
+
+
+def noted(call: Callable[[], object]) -> Collection[Launch]:
+    """What a call would launch, without carrying it out; of launches that share their machine code the first."""
+    kept: dict[Hashable, Launch] = {}
     _notes.kept = kept
     try:
         call()
     finally:
         _notes.kept = None
-    different = {_signature(*entry): entry for entry in kept}
-    compile_workers.fill_cache((partial(_warm_up, *entry) for entry in different.values()), sparing=_started)
-    device, threads = torch.cuda.current_device(), 1 if _started else os.cpu_count()
-    with ThreadPoolExecutor(threads, initializer=torch.cuda.set_device, initargs=(device,)) as pool:
-        for done in [pool.submit(_compile, *entry) for entry in different.values()]:
-            done.result()
-    _started = True
+    return kept.values()
 
 
 def wake() -> None:
@@ -94,9 +104,9 @@ def _warm_up(kernel: Any, grid: Grid, args: tuple[Any, ...], meta: dict[str, Any
     return kernel.warmup(*args, grid=grid, **meta)
 
 
-def _compile(*entry: Any) -> None:
+def _build(warm_up: Callable[[], Any]) -> None:
     # Asking for the launcher builds it, for which Triton calls a C compiler.
-    _ = _warm_up(*entry).run
+    _ = warm_up().run
 
 
 @functools.cache
@@ -153,13 +163,14 @@ def overlapped(tensor: Tensor) -> dict[str, Any]:
 
 @triton.jit
 def prefetch(p_weight, values, i_program, programs, PREFETCH: tl.constexpr, THREADS: tl.constexpr):
-    """Ask for a program's share of a weight's cache lines, of 64 16-bit values each; waits for nothing.
+    """Ask for a program's share of a weight's cache lines, of 128 bytes each; waits for nothing.
 
     Weights come from memory at every step: they are fetched into the cache while the kernel before ends.
     """
+    in_line: tl.constexpr = 1024 // p_weight.dtype.element_ty.primitive_bitwidth
     for i in tl.static_range(PREFETCH):
         i_line = (i * programs + i_program) * THREADS + tl.arange(0, THREADS)
-        address = (p_weight + tl.minimum(i_line * 64, values - 1)).to(tl.int64)
+        address = (p_weight + tl.minimum(i_line * in_line, values - 1)).to(tl.int64)
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], tl.int32, is_pure=False, pack=1
         )
@@ -176,6 +187,14 @@ def _signature(kernel: Any, grid: Grid, args: tuple[Any, ...], meta: dict[str, A
     del grid
     fixed = [_specialised(arg, parameter) for arg, parameter in zip(args, kernel.params, strict=False)]
     return kernel, tuple(fixed), tuple(sorted(meta.items()))
+
+
+def _without_memory(arg: Any) -> Any:
+    """The same to the compiler."""
+    if isinstance(arg, TensorDescriptor):
+        return replace(arg, base=MockTensor(arg.base.dtype))
+    # One at an odd address is kept: there is no other way to say so.
+    return MockTensor(arg.dtype) if isinstance(arg, Tensor) and arg.data_ptr() % 16 == 0 else arg
 
 
 def _specialised(arg: Any, parameter: Any) -> Hashable:

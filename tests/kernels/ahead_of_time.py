@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -124,17 +124,7 @@ def frame(model: LatentModel, conditioning: Conditioning, size: Size, dtype: tor
     frame_pass(pixels, inputs, mirror=True, memory=memory, warm=True)
 
 
-def noted(call: Callable[[], None]) -> list[launching.Launch]:
-    """The launches of a call."""
-    launching._notes.kept = kept = []
-    try:
-        call()
-    finally:
-        launching._notes.kept = None
-    return kept
-
-
-def representatives(launches: list[launching.Launch]) -> list[launching.Launch]:
+def representatives(launches: Iterable[launching.Launch]) -> list[launching.Launch]:
     """Few launches that stand for all of a kernel's."""
     chosen: dict[object, launching.Launch] = {}
     for entry in launches:
@@ -189,9 +179,11 @@ def main(capability: int, shared_kib: int) -> None:
     dtype = torch.bfloat16 if capability >= NETWORKS_FROM else torch.float16
     with kernels.forced("triton"), torch.inference_mode():
         fp8 = capability >= E4M3_FROM
-        chosen = representatives(noted(lambda: frames(dtype, fp8=fp8)))
+        chosen = representatives(launching.noted(lambda: frames(dtype, fp8=fp8)))
         if fp8:
-            chosen += representatives([entry for entry in noted(eight_bit) if entry[3].get("SCALED")])
+            chosen += representatives(
+                [entry for entry in launching.noted(eight_bit) if entry[3].get("SCALED")]
+            )
     for kernel, grid, args, meta in chosen:
         if capability < NETWORKS_FROM and module_of(kernel) in NETWORK_MODULES:
             continue

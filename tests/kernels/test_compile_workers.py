@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -51,10 +52,12 @@ def warm_ups(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
     )
     monkeypatch.setattr(driver, "_active", absent)
     latents = torch.empty(1, 32, 8, 8, dtype=torch.bfloat16, device="meta")
-    monkeypatch.setattr(launch._notes, "kept", [])
-    temporal_ops.blend(latents, latents, latents[:, :1].float())
-    step_ops.denoise_step(latents, latents, torch.empty(4, device="meta"))
-    return [partial(launch._warm_up, *entry) for entry in launch._notes.kept]
+
+    def two_kernels() -> None:
+        temporal_ops.blend(latents, latents, latents[:, :1].float())
+        step_ops.denoise_step(latents, latents, torch.empty(4, device="meta"))
+
+    return [partial(launch._warm_up, *entry) for entry in launch.noted(two_kernels)]
 
 
 @pytest.fixture
@@ -65,6 +68,19 @@ def hits(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         knobs.compilation, "listener", lambda *, cache_hit, **_: found.append(cache_hit), raising=False
     )
     return found
+
+
+def test_launches_are_noted_once_and_without_their_memory():
+    made: list[weakref.ref] = []
+
+    def twice() -> None:
+        for _ in range(2):
+            latents = torch.empty(1, 32, 8, 8)
+            made.append(weakref.ref(latents))
+            step_ops.denoise_step(latents, latents, torch.empty(4))
+
+    assert len(launch.noted(twice)) == 1
+    assert not any(each() is not None for each in made)
 
 
 def refuse() -> Server:
