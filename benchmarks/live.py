@@ -18,7 +18,6 @@ import itertools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -313,32 +312,17 @@ def starts(arguments: Sequence[str]) -> dict[str, Any]:
 
 def start(arguments: Sequence[str], triton_cache: Path) -> float:
     """Of a single process."""
-    program = [sys.executable, __file__, "--first-look", repr(time.monotonic()), *arguments]
+    program = [
+        sys.executable,
+        str(Path(__file__).with_name("first_look.py")),
+        repr(time.monotonic()),
+        *arguments,
+    ]
     environment = os.environ | {"TRITON_CACHE_DIR": str(triton_cache)}
     done = subprocess.run(
         program, env=environment, stdout=subprocess.PIPE, timeout=START_LIMIT_S, check=False, text=True
     )
     return float(done.stdout.splitlines()[-1])
-
-
-def first_look(spawned_s: float, arguments: Sequence[str]) -> None:
-    """`instantvision run`, until its sink has a stylised picture; prints how long that took.
-
-    Args:
-        spawned_s: time.monotonic(), which all processes share, right before this one was started.
-        arguments: of the command.
-    """
-    from instantvision.cli import app
-    from instantvision.pipeline import live
-
-    def end() -> None:
-        print(time.monotonic() - spawned_s, flush=True)
-        # As Ctrl-C does.
-        signal.raise_signal(signal.SIGINT)
-
-    # The program's null sink, but for its notes.
-    vars(live)["parse_sink"] = lambda _text: ScriptedSink({1: end})
-    app(["run", "--source", "test-pattern", "--sink", "null", "--no-control", *arguments])
 
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
@@ -384,9 +368,6 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    if sys.argv[1:2] == ["--first-look"]:
-        first_look(float(sys.argv[2]), sys.argv[3:])
-        return
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
