@@ -238,9 +238,12 @@ def _blocks(positions: int, features: int, channels: int, value_bytes: int) -> B
     depth = _depth(channels)
     deep = 128 if channels % 128 == 0 else depth
     if features <= 64:
-        return Blocks(
-            128 if positions > 16384 else 64, max(16, triton.next_power_of_2(features)), depth, 4, 4
-        )
+        columns = max(16, triton.next_power_of_2(features))
+        if value_bytes == 1 and positions > 32768:
+            return Blocks(256, columns, depth, 4 if positions > 131072 else 8, 3)
+        if positions > 32768:
+            return Blocks(128, columns, depth, 4, 3)
+        return Blocks(128 if positions > 16384 else 64, columns, depth, 4, 4)
     if value_bytes == 1 and positions >= 16384:
         return Blocks(256, 128, deep, 8, 4)
     if value_bytes == 1 and triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120:

@@ -3,16 +3,10 @@
 Knows nothing of torch.
 """
 
-import functools
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from instantvision.pipeline.config import Fit, Size
 from instantvision.pipeline.frames import Pixels
-
-# From so many bytes on a copy is shared by so many threads.
-LARGE_BYTES, COPIERS = 2**20, 4
 
 
 def fit(pixels: Pixels, size: Size, mode: Fit, out: Pixels | None = None) -> Pixels:
@@ -76,23 +70,10 @@ def _resize(pixels: Pixels, out: Pixels) -> None:
 
 def _copy(pixels: Pixels, out: Pixels) -> Pixels:
     # cv2 gives `out` back when it could write there.
-    if np.shares_memory(pixels, out):
-        return out
-    if out.nbytes < LARGE_BYTES:
+    if not np.shares_memory(pixels, out):
+        # By this thread alone: several are no faster, since waking them takes as long as the copy.
         np.copyto(out, pixels)
-        return out
-    # One core alone takes a quarter of a millisecond for a picture of 1024x1024.
-    mine, *others = zip(np.array_split(out, COPIERS), np.array_split(pixels, COPIERS), strict=True)
-    copies = [_helpers().submit(np.copyto, *part) for part in others]
-    np.copyto(*mine)
-    for copy in copies:
-        copy.result()
     return out
-
-
-@functools.cache
-def _helpers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(COPIERS - 1, "fitting")
 
 
 def _check(name: str, pixels: Pixels, expected: tuple[int | None, int | None, int]) -> None:

@@ -18,8 +18,10 @@ from instantvision.pipeline.spacing import SPACINGS
 from instantvision.pipeline.temporal import Plan, Work
 
 # Root mean square distance of latents, of unit variance, over a position and its neighbours: a webcam's noise and
-# compression make 0.1 to 0.13, a hand or a turning head 0.3 and more, as measured with mini.
-MOTION_LIMITS = (0.16, 0.40)
+# compression make 0.1 to 0.13, a hand or a turning head 0.3 and more, as measured with mini. A gate opens smoothly from
+# the first limit to the second, by at most a twentieth at that noise: a narrower one flickers more where little moves,
+# one that is wide open only later leaves ghosts.
+MOTION_LIMITS = (0.08, 0.45)
 # Of FrameInputs, besides what is prepared.
 TENSORS = ("noise", "coefficients", "start", "rejoin", "limits", "noises")
 # No distance is below these: every gate is open.

@@ -116,7 +116,7 @@ class FramePass:
         """Bring the remembered picture up to the new one where that moved; how much it did, [1, 1, h, w].
 
         Compared is with what is remembered, not with the frame before: what changes slowly moves in the end too, and
-        the noise of a camera never gets in.
+        the noise of a camera hardly gets in.
         """
         ops = self._temporal_ops
         source = source.contiguous(memory_format=torch.channels_last)

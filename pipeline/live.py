@@ -19,7 +19,6 @@ from instantvision.integrations.base import Sink
 from instantvision.integrations.factory import parse_sink, parse_source
 from instantvision.pipeline.config import LiveConfig, Settings
 from instantvision.pipeline.control import FADE_S, Control, Show
-from instantvision.pipeline.driver import wake_driver
 from instantvision.pipeline.outputs import check_output, write_whole
 from instantvision.pipeline.preview import Preview
 from instantvision.pipeline.sizes import RUN_SIDE
@@ -93,7 +92,6 @@ def live(job: LiveJob, on_stats: OnStats, controls: Controls = no_controls) -> L
     # Built for its check alone: the size is known later, and a malformed source is refused before torch is imported.
     parse_source(job.source)
     kernels.prepare()
-    wake_driver()
 
     with _nothing_is_garbage():
         from instantvision.pipeline.stages import LiveParts, run_live

@@ -13,7 +13,8 @@ def assert_same_in_e4m3(result, expected):
     """The same values but for those between two numbers of e4m3, an eighth of their size apart."""
     assert result.dtype == E4M3
     assert result.shape == expected.shape
-    limit = expected.float().abs() / 7 + 2e-3
+    # Near zero the sums' own rounding counts for more: GPUs add products of e4m3 up with few digits.
+    limit = expected.float().abs() / 7 + 2e-3 * expected.float().abs().max()
     assert ((result.float() - expected.float()).abs() <= limit).all()
     # Where a value of bf16 falls between two, it may go to the other; most do not.
     assert (result.float() == expected.float()).float().mean() > 0.9

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instantvision.pipeline import fitting
 from instantvision.pipeline.config import Size
 from instantvision.pipeline.fitting import fit
 
@@ -23,17 +22,6 @@ def test_the_right_size_is_handed_through():
     assert fit(pixels, SQUARE, "cover") is pixels
     out = np.zeros_like(pixels)
     assert fit(pixels, SQUARE, "letterbox", out=out) is out
-    assert np.array_equal(out, pixels)
-
-
-def test_a_large_picture_is_copied_whole_by_several_threads():
-    pixels = np.random.default_rng(0).integers(0, 256, (801, 640, 3), np.uint8)
-    out = np.zeros_like(pixels)
-    assert out.nbytes >= fitting.LARGE_BYTES
-    assert np.array_equal(
-        fit(pixels, Size(640, 800), "cover", out=np.zeros((800, 640, 3), np.uint8)), pixels[:800]
-    )
-    fitting._copy(pixels, out)
     assert np.array_equal(out, pixels)
 
 
