@@ -5,7 +5,8 @@
 
 Plays every clip with every preset in every configuration. Each preset is saved when it is done (FOLDER/parts), and not
 measured again by a later run into the same folder: a run may be ended at any time and go on, or be shared out by
-presets and joined with --merge. Then the folder has quality.json (all figures), quality.md (the table), quality.svg
+presets and joined with --merge; runs beside each other take no times (--untimed), which are then those of one that ran
+alone. Then the folder has quality.json (all figures), quality.md (the table), quality.svg
 (distance against time) and of every preset a side-by-side video of the first clip.
 
 The metrics are those of training/video_metrics.py, which says what to install. Times are of the device, on a GPU of
@@ -132,7 +133,13 @@ def painted(preset: str, source: Sequence[Pixels], device: torch.device) -> list
 
 
 def compare(
-    engines: Mapping[str, Engine], preset: str, clip: Clip, lpips: LpipsLike, device: torch.device
+    engines: Mapping[str, Engine],
+    preset: str,
+    clip: Clip,
+    lpips: LpipsLike,
+    device: torch.device,
+    *,
+    timed: bool = True,
 ) -> tuple[list[Row], dict[str, list[Pixels]]]:
     """Every configuration on a clip; rows, and the videos by name."""
     settings = settings_for(Mix.parse(preset))
@@ -157,9 +164,9 @@ def compare(
                 psnr_db=ratios[i] if compared else None,
                 flicker=error / clip.own_error,
                 steps=mean(each.steps),
-                ms=mean(each.ms),
+                ms=mean(each.ms) if timed else None,
                 still_steps=mean(each.still_steps),
-                still_ms=mean(each.still_ms),
+                still_ms=mean(each.still_ms) if timed else None,
                 frames=len(clip.frames),
             )
         )
@@ -233,7 +240,7 @@ def measure(model: Mini, args: argparse.Namespace) -> None:
         for preset in missing:
             started_s, rows = time.perf_counter(), list[Row]()
             for clip in clips:
-                made, videos = compare(engines, preset, clip, lpips, device)
+                made, videos = compare(engines, preset, clip, lpips, device, timed=not args.untimed)
                 rows += made
                 if clip is clips[0]:
                     write_video(args.out / f"{preset}.mp4", clip, videos)
@@ -250,6 +257,7 @@ def main() -> None:
     parser.add_argument("--presets", default="oil,ink,stained-glass", help="names, or all")
     parser.add_argument("--size", default="512", help="N or WxH in pixels")
     parser.add_argument("--frames", type=int, help="of each clip; all without it")
+    parser.add_argument("--untimed", action="store_true", help="take no times, beside other runs")
     parser.add_argument("--commit", help="of a copy without its .git folder")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="FOLDER", help="join what these have")
     parser.add_argument("--out", type=Path, default=Path("quality"), help="folder")

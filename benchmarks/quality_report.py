@@ -4,7 +4,7 @@ Knows nothing of engines or of how anything is measured.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Row:
     Args:
         distance, psnr_db: of 50 plain steps, mean over the frames; None without a reference.
         flicker: warping error of the output over that of the source.
-        steps, ms: mean a frame of the device, the ways taking turns from frame to frame.
+        steps, ms: mean a frame of the device, the ways taking turns from frame to frame; None for times not taken.
         frames: of the clip.
         still_steps, still_ms: of the last frame shown again for two seconds.
     """
@@ -40,9 +40,9 @@ class Row:
     psnr_db: float | None
     flicker: float
     steps: float
-    ms: float
+    ms: float | None
     still_steps: float
-    still_ms: float
+    still_ms: float | None
     frames: int
 
 
@@ -119,9 +119,10 @@ def write_report(folder: Path, parts: Sequence[Part]) -> str:
     return text
 
 
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean; 0 of nothing."""
-    return float(np.mean(values)) if len(values) else 0.0
+def mean(values: Iterable[float | None]) -> float:
+    """Arithmetic mean of what is known; 0 of nothing."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else 0.0
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -137,7 +138,11 @@ def table(rows: Sequence[Row]) -> str:
         cells = [way, *(quality if distance else ["", ""]), f"{mean([row.flicker for row in own]):.2f}"]
         if way != PAINTER:
             ms, still_ms = mean([row.ms for row in own]), mean([row.still_ms for row in own])
-            cells += [f"{mean([row.steps for row in own]):.2f}", f"{ms:.2f}", f"{1 - ms / base_ms:.0%}"]
+            cells += [
+                f"{mean([row.steps for row in own]):.2f}",
+                f"{ms:.2f}",
+                f"{1 - ms / (base_ms or 1):.0%}",
+            ]
             cells += [f"{mean([row.still_steps for row in own]):.2f}", f"{still_ms:.2f}"]
         else:
             cells += [""] * 5

@@ -50,6 +50,17 @@ def test_parts_of_several_folders_are_joined_and_shown(tmp_path):
     assert text == table([each for found in parts for each in found.rows])
 
 
+def test_times_are_those_of_runs_that_took_them():
+    rows = [
+        row(PLAIN),
+        row("warm", ms=1.0),
+        row(PLAIN, "oil", ms=None),
+        row("warm", "oil", ms=None, still_ms=None),
+    ]
+    assert "| warm | 0.0100 | 40.0 | 1.50 | 8.00 | 1.00 | 75% | 8.00 | 4.00 |" in table(rows)
+    assert "| 8.00 | 0.00 |  | 8.00 |" in table([replace(each, ms=None) for each in rows])
+
+
 @pytest.mark.parametrize("about", [{"device": "H200"}, {"size": "256x256"}, {"frames": {"bird": 20}}])
 def test_parts_that_were_measured_otherwise_are_not_joined(tmp_path, about):
     part("oil").write(tmp_path)
