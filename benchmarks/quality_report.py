@@ -138,11 +138,8 @@ def table(rows: Sequence[Row]) -> str:
         cells = [way, *(quality if distance else ["", ""]), f"{mean([row.flicker for row in own]):.2f}"]
         if way != PAINTER:
             ms, still_ms = mean([row.ms for row in own]), mean([row.still_ms for row in own])
-            cells += [
-                f"{mean([row.steps for row in own]):.2f}",
-                f"{ms:.2f}",
-                f"{1 - ms / (base_ms or 1):.0%}",
-            ]
+            saved = f"{1 - ms / base_ms:.0%}" if base_ms else ""
+            cells += [f"{mean([row.steps for row in own]):.2f}", f"{ms:.2f}", saved]
             cells += [f"{mean([row.still_steps for row in own]):.2f}", f"{still_ms:.2f}"]
         else:
             cells += [""] * 5
