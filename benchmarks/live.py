@@ -49,8 +49,8 @@ WARM_STARTS = 3
 START_LIMIT_S = 120.0
 SIZES = ("512", "1024", "768x1344", "512")
 LATE_TICKS = 1.5
-# Of each size: long enough for kernels to be compiled and a graph to be recorded in the background, and for some seconds
-# of what follows.
+# Of each size: long enough to compile kernels and record a graph in the background, and for some seconds of what
+# follows.
 DWELL_S = 10.0
 
 

@@ -1,13 +1,15 @@
 """How near is each fast way of making frames to 50 plain steps, how much does it flicker, and what does it cost?
 
     python benchmarks/quality.py CLIP [CLIP ...] [--presets oil,ink|all] [--size N] [--frames N] [--out FOLDER]
+                                 [--ways warm,full]
     python benchmarks/quality.py --merge FOLDER [FOLDER ...] [--out FOLDER]
 
 Plays every clip with every preset in every configuration. Each preset is saved when it is done (FOLDER/parts), and not
 measured again by a later run into the same folder: a run may be ended at any time and go on, or be shared out by
 presets and joined with --merge; runs beside each other take no times (--untimed), which are then those of one that ran
-alone. Then the folder has quality.json (all figures), quality.md (the table), quality.svg
-(distance against time) and of every preset a side-by-side video of the first clip.
+alone. With --ways only some configurations play; without 50 plain steps there are no distances. Then the folder has
+quality.json (all figures), quality.md (the table), quality.svg (distance against time) and of every preset a
+side-by-side video of the first clip.
 
 The metrics are those of training/video_metrics.py, which says what to install. Times are of the device, on a GPU of
 graphs that were recorded before, and the configurations take turns from frame to frame; `saved` is the share of that
@@ -49,8 +51,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "4 frozen noise": {"temporal": "noise", "steps": 4},
     "8 fresh noise": {"temporal": "off"},
     WARM: {"temporal": "warm"},
-    "warm, no skipping": {"temporal": "warm", "epsilon": 0.0},
-    "warm, 2 steps": {"temporal": "warm", "steps_ceiling": 2, "epsilon": 0.0},
+    "warm 4 steps": {"temporal": "warm", "steps_ceiling": 4, "epsilon": 0.0},
+    "warm 2 steps": {"temporal": "warm", "steps_ceiling": 2, "epsilon": 0.0},
     FULL: {"temporal": "full"},
 }
 SHOWN = ("8 fresh noise", PLAIN, WARM, FULL, REFERENCE, PAINTER)
@@ -150,11 +152,12 @@ def compare(
     if (by_painter := painted(preset, clip.frames, device)) is not None:
         videos[PAINTER] = by_painter
     errors = clip.motion.warping_errors(list(videos.values()))
-    distances, ratios = nearness(list(played.values()), lpips, device)
+    reference = REFERENCE in engines
+    distances, ratios = nearness(list(played.values()), lpips, device) if reference else ([], [])
     rows = []
     for i, (way, error) in enumerate(zip(videos, errors, strict=True)):
         each = played.get(way, Played())
-        compared = way not in (REFERENCE, PAINTER)
+        compared = reference and way not in (REFERENCE, PAINTER)
         rows.append(
             Row(
                 way=way,
@@ -236,6 +239,7 @@ def measure(model: Mini, args: argparse.Namespace) -> None:
         engines = {
             way: stack.enter_context(closing(Engine(model, Settings(size=size, **complete(changes)))))
             for way, changes in WAYS.items()
+            if not args.ways or way in args.ways.split(",")
         }
         for preset in missing:
             started_s, rows = time.perf_counter(), list[Row]()
@@ -255,6 +259,7 @@ def main() -> None:
     )
     parser.add_argument("clips", nargs="*", type=Path, metavar="CLIP")
     parser.add_argument("--presets", default="oil,ink,stained-glass", help="names, or all")
+    parser.add_argument("--ways", help=f"of {', '.join(WAYS)}, with commas between; all without it")
     parser.add_argument("--size", default="512", help="N or WxH in pixels")
     parser.add_argument("--frames", type=int, help="of each clip; all without it")
     parser.add_argument("--untimed", action="store_true", help="take no times, beside other runs")
@@ -264,6 +269,8 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.clips) == bool(args.merge):
         parser.error("give clips to measure, or --merge with folders to join")
+    if unknown := set(args.ways.split(",") if args.ways else ()) - WAYS.keys():
+        parser.error(f"--ways {sorted(unknown)[0]!r} is none of {', '.join(WAYS)}")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.clips:
         model, _ = load_mini(Settings())

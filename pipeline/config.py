@@ -147,7 +147,7 @@ class Settings:
     temporal: Temporal = "warm"
     epsilon: float = 0.08
     steps_floor: int = 2
-    steps_ceiling: int = 4
+    steps_ceiling: int = 3
     spacing: Spacing = "log-snr"
     solver: Solver = "ddim"
     pipeline: Pipeline = "latency"

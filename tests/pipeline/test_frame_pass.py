@@ -21,7 +21,7 @@ from instantvision.pipeline.solvers import NOISY_SOLVERS, SOLVERS
 from instantvision.pipeline.spacing import SPACINGS
 from instantvision.pipeline.temporal import Plan, Work
 
-SETTINGS = Settings(size=Size(64, 96), steps=4, strength=0.8, seed=1)
+SETTINGS = Settings(size=Size(64, 96), steps=4, steps_ceiling=4, strength=0.8, seed=1)
 
 
 def test_equals_the_textbook_way(toy_model):

@@ -52,7 +52,8 @@ def view(before, now):
 
 
 def planner(**changes):
-    return Planner(Settings(**changes), Settings(**changes).steps)
+    settings = Settings(**{"steps_ceiling": 4} | changes)
+    return Planner(settings, settings.steps)
 
 
 def works(planner, pictures):

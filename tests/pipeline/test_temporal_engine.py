@@ -17,7 +17,7 @@ from instantvision.pipeline.mini import Mini
 from instantvision.pipeline.temporal import SETTLE_FRAMES, Plan, Work
 from instantvision.pipeline.transition import Look, blend
 
-SETTINGS = Settings(temporal="warm", size=Size(256, 192), epsilon=0.0)
+SETTINGS = Settings(temporal="warm", size=Size(256, 192), epsilon=0.0, steps_ceiling=4)
 
 
 @pytest.fixture
