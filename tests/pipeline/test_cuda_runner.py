@@ -90,7 +90,7 @@ def test_a_changed_frame_records_once(recordings, toy_model, change):
 
 
 def test_there_is_one_graph_for_each_plan_and_none_is_missing(recordings, layered_toy_model):
-    settings = replace(SETTINGS, steps=8, temporal="full")
+    settings = replace(SETTINGS, steps=8, temporal="full", steps_ceiling=4)
     runner = CudaRunner(layered_toy_model, settings, EngineOptions())
     turns = (None, 0, 1, 2, 3)
     assert set(runner._current.inputs) == {(8, False, None), *((4, True, whole) for whole in turns)}
