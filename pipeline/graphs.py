@@ -49,6 +49,11 @@ def capture(call: Callable[[], object], stream: torch.cuda.Stream, pool: Pool = 
         torch.OutOfMemoryError: the GPU's memory does not suffice.
     """
     compile_together([call], stream)
+    return _record(call, stream, pool)
+
+
+def _record(call: Callable[[], object], stream: torch.cuda.Stream, pool: Pool) -> torch.cuda.CUDAGraph:
+    """See `capture`; the kernels are compiled."""
     with _measured_convolutions():
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
@@ -216,7 +221,7 @@ class RecordedFrame:
         # One after the other in the same memory: nothing in it outlives a frame.
         pool: Pool = None
         for variant, frame in frames.items():
-            graph = self._graphs[variant] = capture(frame, streams.recording, pool)
+            graph = self._graphs[variant] = _record(frame, streams.recording, pool)
             pool = pool or graph.pool()
 
     def write(self, variant: Variant, inputs: FrameInputs) -> None:
