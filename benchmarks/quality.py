@@ -239,7 +239,7 @@ def measure(model: Mini, args: argparse.Namespace) -> None:
         engines = {
             way: stack.enter_context(closing(Engine(model, Settings(size=size, **complete(changes)))))
             for way, changes in WAYS.items()
-            if not args.ways or way in args.ways.split(",")
+            if way in args.ways
         }
         for preset in missing:
             started_s, rows = time.perf_counter(), list[Row]()
@@ -259,7 +259,12 @@ def main() -> None:
     )
     parser.add_argument("clips", nargs="*", type=Path, metavar="CLIP")
     parser.add_argument("--presets", default="oil,ink,stained-glass", help="names, or all")
-    parser.add_argument("--ways", help=f"of {', '.join(WAYS)}, with commas between; all without it")
+    parser.add_argument(
+        "--ways",
+        type=lambda text: text.split(","),
+        default=list(WAYS),
+        help=f"of {', '.join(WAYS)}, with commas between; all without it",
+    )
     parser.add_argument("--size", default="512", help="N or WxH in pixels")
     parser.add_argument("--frames", type=int, help="of each clip; all without it")
     parser.add_argument("--untimed", action="store_true", help="take no times, beside other runs")
@@ -269,7 +274,7 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.clips) == bool(args.merge):
         parser.error("give clips to measure, or --merge with folders to join")
-    if unknown := set(args.ways.split(",") if args.ways else ()) - WAYS.keys():
+    if unknown := set(args.ways) - WAYS.keys():
         parser.error(f"--ways {sorted(unknown)[0]!r} is none of {', '.join(WAYS)}")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.clips:
