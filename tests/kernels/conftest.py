@@ -158,6 +158,13 @@ class Make:
         difference = (result.float() - expected.float()).abs().max() / expected.float().abs().max()
         assert difference <= self.tolerance, difference
 
+    def neighbours(self, result: Tensor, expected: Tensor, floor: float = 2e-3) -> None:
+        """The same numbers of e4m3, or those beside them, an eighth of their size apart; `floor` counts near zero."""
+        assert result.dtype == expected.dtype == torch.float8_e4m3fn
+        assert result.shape == expected.shape
+        result, expected = result.float(), expected.float()
+        assert ((result - expected).abs() <= expected.abs() / 7 + floor).all()
+
     def exact(self, argument: Any) -> Any:
         """An argument of the reference: in float32, so that only the kernel rounds."""
         if isinstance(argument, Tensor):
