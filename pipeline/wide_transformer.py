@@ -34,13 +34,14 @@ class WideTransformer:
         enter, leave = block.proj_in, block.proj_out
         weight, self._bias_in = parameters(enter)
         self._weight_in = weight.flatten(1)
-        blocks: Any = list(block.transformer_blocks)
-        self._blocks = [WideLayer(each, tokens, fp8=fp8) for each in blocks]
-        # P(y + b) + p = P y + (P b + p) for the last bias b, so that nobody has to add it.
-        last: Tensor = blocks[-1].ff.net[2].bias
+        *blocks, last = list[Any](block.transformer_blocks)
         weight, bias = parameters(leave)
         self._weight_out = weight.flatten(1).contiguous()
-        self._bias_out = (self._weight_out.float() @ last.float() + bias.float()).to(last.dtype)
+        self._blocks = [WideLayer(each, tokens, fp8=fp8) for each in blocks]
+        self._blocks.append(WideLayer(last, tokens, fp8=fp8, leave=self._weight_out))
+        # P(y + W g + b) + p = P y + (P W) g + (P b + p) for the last layer's W g + b, so that no pass adds to y.
+        last_bias: Tensor = last.ff.net[2].bias
+        self._bias_out = (self._weight_out.float() @ last_bias.float() + bias.float()).to(bias.dtype)
 
     def __len__(self) -> int:
         """Layers, each of which reads a context of its own."""
@@ -63,20 +64,27 @@ class WideTransformer:
         bias: Tensor | None = None
         for layer, context in zip(self._blocks, contexts, strict=True):
             y, update, bias = layer(y, update, bias, context)
-        if update is not None:
-            y = y.add_(update)
+        assert update is not None, "a transformer has a layer"  # noqa: S101
+        sums = update.flatten(0, 1).addmm_(y.flatten(0, 1), self._weight_out.T)
         batch, channels, height, width = x.shape
-        sums = F.linear(y, self._weight_out).view(batch, 1, height, width, channels)
-        return self._layers.finish(sums.permute(0, 1, 4, 2, 3), self._bias_out, None, x, moments=True)
+        parts = sums.view(batch, 1, height, width, channels).permute(0, 1, 4, 2, 3)
+        return self._layers.finish(parts, self._bias_out, None, x, moments=True)
 
 
 class WideLayer:
     """Self-attention, attention to the context and feed-forward, around one residual stream.
 
     What a part adds to the stream is taken in by the pass that normalises the sum for the next part.
+
+    Args:
+        layer: placed on its device.
+        tokens, fp8: as WideTransformer's.
+        leave: weight of a projection behind this layer, [N, C]; its update then comes projected, without bias.
     """
 
-    def __init__(self, layer: TransformerLayer, tokens: TokenOps, *, fp8: bool) -> None:
+    def __init__(
+        self, layer: TransformerLayer, tokens: TokenOps, *, fp8: bool, leave: Tensor | None = None
+    ) -> None:
         self._ops = tokens
         self._norms: list[Any] = [layer.norm1, layer.norm2, layer.norm3]
         own, other = layer.attn1, layer.attn2
@@ -92,6 +100,8 @@ class WideLayer:
         weight, self._gate_bias = parameters(gate.proj)
         self._gate = Product(weight, fp8, out_scale=GATE_SCALE)
         weight, self._inner_bias = parameters(layer.ff.net[2])
+        if leave is not None:
+            weight = (leave.float() @ weight.float()).to(weight.dtype)
         self._inner = Product(weight, fp8)
 
     def keys_values(self, context: Tensor) -> Tensor:
