@@ -26,10 +26,13 @@ from instantvision.kernels.launch import (
     uses_descriptors,
 )
 from instantvision.kernels.library_conv import finish, library_sum, pointwise, unfused_way
+from instantvision.kernels.narrow_conv import FEATURES_MAX, narrow_conv3x3
 from instantvision.kernels.resample import rms_norm_silu
 
 # Values of a result from which on tiles of whole positions, which can be normalised on store, keep a GPU busy.
 WHOLE_ROWS_MIN = 2**22
+# So few channels are multiplied three neighbouring taps at a time, with room for a fourth: steps of 16 are too short.
+JOINED_CHANNELS, JOINED_DEPTH = 16, 64
 # Programs that split sums are parted for: one for each multiprocessor of an H100.
 SPLIT_PROGRAMS = 132
 
@@ -59,6 +62,10 @@ def conv3x3(
             framed, weight, bias, stride=2, embedding=embedding, shortcut=shortcut, residual=residual,
             activation=activation, moments=moments, scale=scale,
         )  # fmt: skip
+    plain = not any((framed_out, moments, stride > 1))
+    options = embedding, shortcut, residual, activation, scale, dtype
+    if len(weight) <= FEATURES_MAX and plain and all(option is None for option in options):
+        return narrow_conv3x3(framed, weight, bias), None
     height, width = (framed.shape[2] - 3) // stride + 1, (framed.shape[3] - 3) // stride + 1
     if activation is None and not framed_out and framed.is_cuda:
         way = unfused_way(len(framed) * height * width, framed.shape[1], len(weight), weight.element_size())
@@ -72,6 +79,8 @@ def conv3x3(
     # Positions are counted along framed lines, so that a tile is a run of rows; those past a line's end are dropped.
     positions = (height - 1) * framed.shape[3] + width
     depth = math.gcd(framed.shape[1], *(source.shape[1] for source in (shortcut or ((),))[0]))
+    if framed.shape[1] == JOINED_CHANNELS and stride == 1 and shortcut is None:
+        depth = JOINED_DEPTH
     blocks = _blocks(positions * len(framed), len(weight), depth, weight.element_size())
     blocks = blocks.fitted(shared_memory(framed), weight.element_size())
     walk = Walk(height, width, triton.cdiv(positions, blocks.rows), stride=stride)
@@ -288,6 +297,10 @@ def _launch(
     descriptors = uses_descriptors(framed)
     # At stride 2 a row of the matrix is a pair of neighbouring positions: taps are whole rows apart again.
     x_matrix = framed.permute(0, 2, 3, 1).reshape(-1, walk.stride * channels)
+    joined = blocks.depth > channels
+    if joined:
+        # A row is three neighbouring positions, the next row all but the first of them and one more.
+        x_matrix = x_matrix.as_strided((len(x_matrix) - 2, 3 * channels), (channels, 1))
     w_matrix = weight.permute(0, 2, 3, 1).flatten(1)
     layers = 4 if walk.doubled else max(1, walk.splits)
     grid = (triton.cdiv(features, blocks.columns), walk.tiles, batch * layers)
@@ -320,6 +333,7 @@ def _launch(
         FIRST=sources[0].shape[1] if sources else 0,
         SECOND=sources[1].shape[1] if len(sources) > 1 else 0,
         STRIDE=walk.stride,
+        JOINED=joined,
         DOUBLED=walk.doubled,
         SPLITS=walk.splits,
         EMBEDDING=epilogue.embedding is not None,
@@ -379,6 +393,7 @@ def conv3x3_kernel(
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
     STRIDE: tl.constexpr,
+    JOINED: tl.constexpr,
     DOUBLED: tl.constexpr,
     SPLITS: tl.constexpr,
     EMBEDDING: tl.constexpr,
@@ -407,8 +422,10 @@ def conv3x3_kernel(
     i_n = tl.program_id(0)
     i_m = tl.program_id(1)
     i_batch = tl.program_id(2)
-    taps_wide: tl.constexpr = 2 if DOUBLED else 3
-    taps: tl.constexpr = taps_wide * taps_wide
+    # Three taps joined are one that is three times as deep.
+    taps_wide: tl.constexpr = 1 if JOINED else 2 if DOUBLED else 3
+    taps: tl.constexpr = 3 if JOINED else taps_wide * taps_wide
+    depth: tl.constexpr = 3 * C if JOINED else C
     corner_y, corner_x, first_weight = 0, 0, 0
     if DOUBLED:
         corner_y, corner_x, first_weight = i_batch % 4 // 2, i_batch % 2, i_batch % 4 * N
@@ -438,7 +455,7 @@ def conv3x3_kernel(
         programs = tl.num_programs(0) * tl.num_programs(1)
         prefetch(p_weight, 9 * C * N, i_program, programs, PREFETCH, THREADS)
         tl.extra.cuda.gdc_wait()
-    steps: tl.constexpr = C // BLOCK_K
+    steps: tl.constexpr = (depth + BLOCK_K - 1) // BLOCK_K
     first_step, last_step = 0, taps * steps
     if SPLITS > 0:
         share: tl.constexpr = (taps * steps + SPLITS - 1) // SPLITS
@@ -454,14 +471,16 @@ def conv3x3_kernel(
         x_column = (tap_x % STRIDE) * C + k
         if DESCRIPTORS:
             b_x = x.load([x_row, x_column])
-            b_w = w.load([first_weight + i_n * BLOCK_N, i * BLOCK_K])
+            # Past a joined tap's depth there are zeros in b_x.
+            b_w = w.load([first_weight + i_n * BLOCK_N, tap * depth + k])
         else:
             i_row = x_row + tl.arange(0, BLOCK_M)
             i_column = tl.arange(0, BLOCK_K)
+            m_column = k + i_column < depth
             o_x = i_row.to(tl.int64)[:, None] * (STRIDE * C) + x_column + i_column[None, :]
-            b_x = tl.load(x + o_x, mask=(i_row < x_rows)[:, None], other=0.0)
-            o_w = (first_weight + i_feature)[:, None] * (taps * C) + i * BLOCK_K + i_column[None, :]
-            b_w = tl.load(w + o_w, mask=m_feature[:, None], other=0.0)
+            b_x = tl.load(x + o_x, mask=(i_row < x_rows)[:, None] & m_column[None, :], other=0.0)
+            o_w = (first_weight + i_feature)[:, None] * (taps * depth) + tap * depth + k + i_column[None, :]
+            b_w = tl.load(w + o_w, mask=m_feature[:, None] & m_column[None, :], other=0.0)
         b_sum = tl.dot(b_x, b_w.T, b_sum)
     if SCALED:
         b_sum *= tl.load(p_scale + i_feature, mask=m_feature, other=0)[None, :]

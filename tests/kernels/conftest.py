@@ -15,7 +15,16 @@ from torch import Tensor
 import instantvision.kernels
 from instantvision.kernels.token_reference import rounded
 
-LAYERS = ("softmax", "resample", "library_conv", "conv3x3", "group_norm", "linear", "attention_conv")
+LAYERS = (
+    "softmax",
+    "resample",
+    "library_conv",
+    "narrow_conv",
+    "conv3x3",
+    "group_norm",
+    "linear",
+    "attention_conv",
+)
 TOKENS = ("softmax", "attention", "token_ops")
 
 
@@ -52,7 +61,11 @@ def _copy(path: Path, name: str) -> ModuleType:
 def _interpreted_layers(names: tuple[str, ...]) -> SimpleNamespace:
     modules = {name: _interpreted(name) for name in names}
     # Kernels that are parts of other modules' kernels or layers.
-    for owner, name in (("softmax", "gathered"), ("resample", "rms_norm_silu")):
+    for owner, name in (
+        ("softmax", "gathered"),
+        ("resample", "rms_norm_silu"),
+        ("narrow_conv", "narrow_conv3x3"),
+    ):
         for module in modules.values():
             if owner in modules and hasattr(module, name):
                 setattr(module, name, getattr(modules[owner], name))

@@ -44,6 +44,26 @@ def test_conv3x3(bench, make, size, options):
     make.compare(bench.layer_ops.conv3x3, reference.conv3x3, framed, weight, bias, **options(make, size))
 
 
+# Tiles end within lines, and positions of the next tile are read for the last ones of a tile.
+@pytest.mark.parametrize("size", [(8, 12), (13, 5), (3, 70), pytest.param((250, 171), marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(("channels", "features"), [(64, 3), (48, 4), (128, 1)])
+def test_conv3x3_to_few_features(bench, make, size, channels, features):
+    if size[0] > 13 and bench.device == "cpu":
+        pytest.skip("too large for the interpreter")
+    framed = reference.frame((make(2, channels, *size),))
+    arguments = framed, make(features, channels, 3, 3, scale=0.06), make(features)
+    make.compare(bench.layer_ops.conv3x3, reference.conv3x3, *arguments)
+
+
+# Of 16 channels, three taps are multiplied at once.
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_conv3x3_of_few_channels(bench, make, size, options):
+    framed = reference.frame((make(2, 16, *size),))
+    arguments = framed, make(40, 16, 3, 3, scale=0.1), make(40)
+    make.compare(bench.layer_ops.conv3x3, reference.conv3x3, *arguments, **options(make, size))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_conv3x3_of_stride_2(bench, make, size):
     framed = reference.frame((make(2, 32, *size),))
