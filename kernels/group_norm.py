@@ -3,8 +3,6 @@
 Operations and arguments are those of `reference_layers`. Needs triton.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -15,8 +13,10 @@ from instantvision.kernels.launch import launch, overlapped
 
 # Channels of a program, and its warps.
 BLOCK_CHANNELS, WARPS = 64, 4
-# Each program reads the moments of its channels, so there are no more programs than keep a GPU busy.
-PROGRAMS = 264
+# Programs that add their channels' moments up are no more than keep a GPU busy; others are many small ones.
+PROGRAMS, PROGRAMS_WITH_TABLE = 264, 1056
+# Moments that a program of the table reads at once, and its warps.
+TILES_AT_ONCE, TABLE_WARPS = 128, 4
 
 
 def channel_moments(x: Tensor) -> Tensor:
@@ -67,14 +67,14 @@ def group_norm(
     channels, border = len(weight), 2 if framed_out else 0
     group = channels // groups
     out = reference.picture_buffer(first, channels, height + border, width + border, dtype)
+    # Groups that fill whole blocks of channels are added up where they are needed, others by a kernel before.
     widths = {picture.shape[1] for picture in pictures}
     whole = BLOCK_CHANNELS % group == 0 and len(widths) == 1 and first.shape[1] % BLOCK_CHANNELS == 0
-    # Others have lanes to spare behind each group, so that a program has whole groups all the same.
-    lanes = group if whole else triton.next_power_of_2(group)
-    block = max(BLOCK_CHANNELS, lanes)
-    columns = triton.cdiv(groups, block // lanes)
+    table = weight if whole else _scale_and_shift(pictures, parts, weight, bias, modulation, groups, eps)
+    columns = triton.cdiv(channels, BLOCK_CHANNELS)
     positions = (height + border) * (width + border)
-    rows = min(128, max(16, triton.next_power_of_2(triton.cdiv(positions * columns * batch, PROGRAMS))))
+    programs = PROGRAMS if whole else PROGRAMS_WITH_TABLE
+    rows = min(128, max(16, triton.next_power_of_2(triton.cdiv(positions * columns * batch, programs))))
     launch(
         group_norm_kernel,
         (triton.cdiv(positions, rows), columns, batch),
@@ -82,6 +82,7 @@ def group_norm(
         second,
         parts[0],
         parts[-1],
+        table,
         weight,
         bias,
         weight if modulation is None else modulation,
@@ -95,19 +96,58 @@ def group_norm(
         FIRST=pictures[0].shape[1],
         SECOND=pictures[1].shape[1] if len(pictures) > 1 else 0,
         GROUP=group,
-        LANES=lanes,
-        VECTOR=math.gcd(group, 8),
         WHOLE=whole,
         MODULATION=modulation is not None,
         SILU=silu,
         BORDER=border // 2,
         BLOCK_M=rows,
-        BLOCK_C=block,
-        BLOCK_TILES=min(128 if whole else 64, triton.next_power_of_2(max(part.shape[1] for part in parts))),
+        BLOCK_C=BLOCK_CHANNELS,
+        BLOCK_TILES=min(128, triton.next_power_of_2(max(part.shape[1] for part in parts))),
         num_warps=WARPS,
         **overlapped(first),
     )
     return out
+
+
+def _scale_and_shift(
+    pictures: tuple[Tensor, ...],
+    parts: tuple[Tensor, ...],
+    weight: Tensor,
+    bias: Tensor,
+    modulation: Tensor | None,
+    groups: int,
+    eps: float,
+) -> Tensor:
+    """A product and a sum for every channel that normalise and modulate it, [B, 2, C], float32."""
+    first = pictures[0]
+    batch, _, height, width = first.shape
+    table = first.new_empty((batch, 2, len(weight)), dtype=torch.float32)
+    group = len(weight) // groups
+    tiles = max(part.shape[1] for part in parts)
+    launch(
+        scale_and_shift_kernel,
+        (groups, batch),
+        parts[0],
+        parts[-1],
+        weight,
+        bias,
+        weight if modulation is None else modulation,
+        table,
+        parts[0].shape[1],
+        parts[-1].shape[1],
+        height * width,
+        0 if modulation is None or len(modulation) == 1 else modulation.stride(0),
+        eps,
+        FIRST=first.shape[1],
+        SECOND=len(weight) - first.shape[1],
+        GROUP=group,
+        MODULATION=modulation is not None,
+        BLOCK_C=triton.next_power_of_2(group),
+        BLOCK_TILES=min(TILES_AT_ONCE, triton.next_power_of_2(tiles)),
+        num_warps=TABLE_WARPS,
+        **overlapped(first),
+    )
+    return table
 
 
 @triton.jit(do_not_specialize=["positions", "rows"])
@@ -144,20 +184,66 @@ def channel_moments_kernel(
     tl.store(p_moments + o_moments + C, tl.sum(b_square, 0), mask=m_channel)
 
 
-@triton.jit
-def moments_added_up(
-    p_moments, first_tile, tiles, i_channel, m_channel, C: tl.constexpr, BLOCK_TILES: tl.constexpr
+@triton.jit(do_not_specialize=["first_tiles", "second_tiles", "positions", "modulation_stride"])
+def scale_and_shift_kernel(
+    p_first_moments,
+    p_second_moments,
+    p_weight,
+    p_bias,
+    p_modulation,
+    p_table,
+    first_tiles,
+    second_tiles,
+    positions,
+    modulation_stride,
+    eps,
+    FIRST: tl.constexpr,
+    SECOND: tl.constexpr,
+    GROUP: tl.constexpr,
+    MODULATION: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
+    USE_PDL: tl.constexpr,
 ):
-    """Sums and sums of squares of some channels over a picture of C channels, two vectors."""
+    """One group a program; reads the moments of its channels, writes 8 bytes a channel."""
+    if USE_PDL:
+        tl.extra.cuda.gdc_wait()
+    i_batch = tl.program_id(1)
+    i_member = tl.arange(0, BLOCK_C)
+    i_channel = tl.program_id(0) * GROUP + i_member
+    m_channel = i_member < GROUP
     i_tile = tl.arange(0, BLOCK_TILES)
-    b_sum = tl.zeros(i_channel.shape, tl.float32)
-    b_square = tl.zeros(i_channel.shape, tl.float32)
-    for start in range(0, tiles, BLOCK_TILES):
-        o_part = (first_tile + start + i_tile)[:, None] * (2 * C) + i_channel[None, :]
-        m_part = (start + i_tile < tiles)[:, None] & m_channel[None, :]
-        b_sum += tl.sum(tl.load(p_moments + o_part, mask=m_part, other=0.0), 0)
-        b_square += tl.sum(tl.load(p_moments + o_part + C, mask=m_part, other=0.0), 0)
-    return b_sum, b_square
+    b_sum = tl.zeros((BLOCK_TILES, BLOCK_C), tl.float32)
+    b_square = tl.zeros((BLOCK_TILES, BLOCK_C), tl.float32)
+    for start in range(0, first_tiles, BLOCK_TILES):
+        o_part = (i_batch * first_tiles + start + i_tile)[:, None] * (2 * FIRST) + i_channel[None, :]
+        m_part = (start + i_tile < first_tiles)[:, None] & (m_channel & (i_channel < FIRST))[None, :]
+        b_sum += tl.load(p_first_moments + o_part, mask=m_part, other=0)
+        b_square += tl.load(p_first_moments + o_part + FIRST, mask=m_part, other=0)
+    if SECOND > 0:
+        for start in range(0, second_tiles, BLOCK_TILES):
+            o_part = (i_batch * second_tiles + start + i_tile)[:, None] * (2 * SECOND)
+            o_part += (i_channel - FIRST)[None, :]
+            m_part = (start + i_tile < second_tiles)[:, None] & (m_channel & (i_channel >= FIRST))[None, :]
+            b_sum += tl.load(p_second_moments + o_part, mask=m_part, other=0)
+            b_square += tl.load(p_second_moments + o_part + SECOND, mask=m_part, other=0)
+    count = positions * GROUP
+    mean = tl.sum(tl.sum(b_sum, 0), 0) / count
+    power = tl.sum(tl.sum(b_square, 0), 0) / count
+    rstd = tl.rsqrt(tl.maximum(power - mean * mean, 0.0) + eps)
+    scale = tl.load(p_weight + i_channel, mask=m_channel, other=0).to(tl.float32) * rstd
+    shift = tl.load(p_bias + i_channel, mask=m_channel, other=0).to(tl.float32) - mean * scale
+    if MODULATION:
+        o_modulation = i_batch * modulation_stride + i_channel
+        factor = 1 + tl.load(p_modulation + o_modulation, mask=m_channel, other=0).to(tl.float32)
+        o_modulation += FIRST + SECOND
+        term = tl.load(p_modulation + o_modulation, mask=m_channel, other=0).to(tl.float32)
+        scale, shift = scale * factor, shift * factor + term
+    o_table = i_batch * (2 * (FIRST + SECOND)) + i_channel
+    tl.store(p_table + o_table, scale, mask=m_channel)
+    if USE_PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    tl.store(p_table + o_table + FIRST + SECOND, shift, mask=m_channel)
 
 
 @triton.jit(do_not_specialize=["first_tiles", "second_tiles", "height", "width", "modulation_stride"])
@@ -166,6 +252,7 @@ def group_norm_kernel(
     p_second,
     p_first_moments,
     p_second_moments,
+    p_table,
     p_weight,
     p_bias,
     p_modulation,
@@ -179,8 +266,6 @@ def group_norm_kernel(
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
     GROUP: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
     WHOLE: tl.constexpr,
     MODULATION: tl.constexpr,
     SILU: tl.constexpr,
@@ -196,9 +281,10 @@ def group_norm_kernel(
     pictures, statistics, the normalised, modulated and activated picture, the frame.
     """
     channels: tl.constexpr = FIRST + SECOND
-    groups: tl.constexpr = BLOCK_C // LANES
     i_batch = tl.program_id(2)
+    first_channel = tl.program_id(1) * BLOCK_C
     i_lane = tl.arange(0, BLOCK_C)
+    i_channel = first_channel + i_lane
     pitch = width + 2 * BORDER
     lines = height + 2 * BORDER
     i_position = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -208,16 +294,14 @@ def group_norm_kernel(
     i_pixel = (i_batch.to(tl.int64) * (height * width) + i_y * width + i_x)[:, None]
     if USE_PDL:
         tl.extra.cuda.gdc_wait()
-    # The picture is asked for before the statistics: it arrives while they are added up.
     if WHOLE:
+        groups: tl.constexpr = BLOCK_C // GROUP
         # The whole block lies in one of the pictures, which are equally wide.
-        first_channel = tl.program_id(1) * BLOCK_C
-        i_channel = first_channel + i_lane
-        m_channel = i_lane < BLOCK_C
         p_x, p_moments, tiles = p_first, p_first_moments, first_tiles
         if first_channel >= FIRST:
             p_x, p_moments, tiles = p_second, p_second_moments, second_tiles
         lane = tl.multiple_of(first_channel % FIRST, BLOCK_C)
+        # The picture is asked for before the statistics: it arrives while they are added up.
         b_x = tl.load(p_x + i_pixel * FIRST + lane + i_lane[None, :], mask=m_position[:, None], other=0)
         i_tile = tl.arange(0, BLOCK_TILES)
         # Sums and sums of squares side by side: one reduction for both.
@@ -227,45 +311,31 @@ def group_norm_kernel(
         for start in range(0, tiles, BLOCK_TILES):
             o_part = (i_batch * tiles + start + i_tile)[:, None] * (2 * FIRST) + o_both[None, :]
             b_both += tl.sum(tl.load(p_moments + o_part, mask=(start + i_tile < tiles)[:, None], other=0), 0)
-        b_both = tl.sum(tl.reshape(b_both, (2, groups, LANES)), 2)
-        b_sum, b_square = tl.split(tl.trans(b_both))
+        b_both = tl.sum(tl.reshape(b_both, (2, groups, GROUP)), 2) / (height * width * GROUP)
+        b_mean, b_power = tl.split(tl.trans(b_both))
+        b_rstd = tl.rsqrt(tl.maximum(b_power - b_mean * b_mean, 0.0) + eps)
+        mean = tl.reshape(tl.broadcast_to(b_mean[:, None], (groups, GROUP)), (BLOCK_C,))
+        rstd = tl.reshape(tl.broadcast_to(b_rstd[:, None], (groups, GROUP)), (BLOCK_C,))
+        # All that follows is one product and one sum a value.
+        scale = tl.load(p_weight + i_channel).to(tl.float32) * rstd
+        shift = tl.load(p_bias + i_channel).to(tl.float32) - mean * scale
+        if MODULATION:
+            o_modulation = i_batch * modulation_stride + i_channel
+            factor = 1 + tl.load(p_modulation + o_modulation).to(tl.float32)
+            term = tl.load(p_modulation + o_modulation + channels).to(tl.float32)
+            scale, shift = scale * factor, shift * factor + term
+        m_channel = i_lane < BLOCK_C
     else:
-        i_member = i_lane % LANES
-        i_channel = (tl.program_id(1) * groups + i_lane // LANES) * GROUP + i_member
-        i_channel = tl.max_contiguous(tl.multiple_of(i_channel, VECTOR), VECTOR)
-        m_channel = (i_member < GROUP) & (i_channel < channels)
-        m_first = m_channel & (i_channel < FIRST)
-        m_second = m_channel & (i_channel >= FIRST)
-        o_first = i_pixel * FIRST + i_channel[None, :]
-        b_x = tl.load(p_first + o_first, mask=m_position[:, None] & m_first[None, :], other=0)
+        m_channel = i_channel < channels
+        m_first = m_position[:, None] & (i_channel < FIRST)[None, :]
+        b_x = tl.load(p_first + i_pixel * FIRST + i_channel[None, :], mask=m_first, other=0)
         if SECOND > 0:
             o_second = i_pixel * SECOND + (i_channel - FIRST)[None, :]
-            b_x += tl.load(p_second + o_second, mask=m_position[:, None] & m_second[None, :], other=0)
-        b_sum, b_square = moments_added_up(
-            p_first_moments, i_batch * first_tiles, first_tiles, i_channel, m_first, FIRST, BLOCK_TILES
-        )
-        if SECOND > 0:
-            b_more, b_more_square = moments_added_up(
-                p_second_moments, i_batch * second_tiles, second_tiles, i_channel - FIRST, m_second, SECOND,
-                BLOCK_TILES,
-            )  # fmt: skip
-            b_sum += b_more
-            b_square += b_more_square
-        b_sum = tl.sum(tl.reshape(b_sum, (groups, LANES)), 1)
-        b_square = tl.sum(tl.reshape(b_square, (groups, LANES)), 1)
-    count = height * width * GROUP
-    b_mean = b_sum / count
-    b_rstd = tl.rsqrt(tl.maximum(b_square / count - b_mean * b_mean, 0.0) + eps)
-    mean = tl.reshape(tl.broadcast_to(b_mean[:, None], (groups, LANES)), (BLOCK_C,))
-    rstd = tl.reshape(tl.broadcast_to(b_rstd[:, None], (groups, LANES)), (BLOCK_C,))
-    # All that follows is one product and one sum a value.
-    scale = tl.load(p_weight + i_channel, mask=m_channel, other=0).to(tl.float32) * rstd
-    shift = tl.load(p_bias + i_channel, mask=m_channel, other=0).to(tl.float32) - mean * scale
-    if MODULATION:
-        o_modulation = i_batch * modulation_stride + i_channel
-        factor = 1 + tl.load(p_modulation + o_modulation, mask=m_channel, other=0).to(tl.float32)
-        term = tl.load(p_modulation + o_modulation + channels, mask=m_channel, other=0).to(tl.float32)
-        scale, shift = scale * factor, shift * factor + term
+            m_second = m_position[:, None] & (m_channel & (i_channel >= FIRST))[None, :]
+            b_x += tl.load(p_second + o_second, mask=m_second, other=0)
+        o_table = i_batch * (2 * channels) + i_channel
+        scale = tl.load(p_table + o_table, mask=m_channel, other=0)
+        shift = tl.load(p_table + o_table + channels, mask=m_channel, other=0)
     b_out = b_x.to(tl.float32) * scale[None, :] + shift[None, :]
     if SILU:
         b_out *= tl.sigmoid(b_out)

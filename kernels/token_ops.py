@@ -15,7 +15,7 @@ from instantvision.kernels.launch import launch, overlapped
 __all__ = ["add_layer_norm", "attention", "geglu", "rounded"]
 
 # Tokens and values of each that a program of `geglu` writes: measured on an H100.
-GEGLU_BLOCK = 4, 256
+GEGLU_BLOCK = 4, 512
 
 
 def add_layer_norm(
@@ -132,6 +132,21 @@ def add_layer_norm_kernel(
     tl.store(p_normal + o_x, b_normal.to(p_normal.dtype.element_ty), mask=m_x)
 
 
+@triton.jit
+def gelu(x):
+    """x times the normal distribution's share below x, to 2e-7 of |x|: the compiler's erf takes three times as long.
+
+    Source: Abramowitz & Stegun 1964, formula 7.1.26.
+    """
+    size = tl.abs(x)
+    t = 1 / (1 + 0.23164189 * size)
+    above = t * (
+        0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145)))
+    )
+    # exp(-x²/2)
+    return tl.maximum(x, 0.0) - size * above * tl.exp2(x * x * -0.72134752)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def geglu_kernel(
     p_x,
@@ -157,7 +172,7 @@ def geglu_kernel(
     o_x = o_token * (2 * C) + i_channel[None, :]
     b_value = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32) * factor + b_value_bias[None, :]
     b_gate = tl.load(p_x + o_x + C, mask=m_x, other=0.0).to(tl.float32) * factor + b_gate_bias[None, :]
-    b_out = b_value * 0.5 * b_gate * (1 + tl.erf(b_gate * 0.7071067811865476))
+    b_out = b_value * gelu(b_gate)
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
     tl.store(p_out + o_token * C + i_channel[None, :], b_out.to(p_out.dtype.element_ty), mask=m_x)
