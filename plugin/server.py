@@ -172,6 +172,10 @@ class ControlServer:
             await server.serve(sockets=[listener])
         finally:
             keeper.cancel()
+            # Who came while uvicorn said good-bye to the others got none, and a socket left open outlives the loop.
+            for connection in tuple(server.server_state.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0)
 
     def _changed(self, _: ControlState) -> None:
         """Called in the thread that changed the state: hand over and leave."""

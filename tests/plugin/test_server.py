@@ -1,12 +1,15 @@
+import gc
 import http.client
 import json
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import uvicorn
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -286,3 +289,22 @@ def test_closing_frees_the_port_and_may_be_repeated(running: Running) -> None:
     running.control.apply({"preset": "ink"}, by="cli")
     again = start_server(running.control, running.preview, running.server.port)
     again.close()
+
+
+def test_closing_leaves_no_socket_that_came_while_it_closed(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvicorn says good-bye to those it knows when it starts to; here it knows nobody yet."""
+
+    async def shut_down(*_: object, **__: object) -> None:
+        pass
+
+    left: list[str] = []
+    monkeypatch.setattr(uvicorn.Server, "shutdown", shut_down)
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: left.append(str(found.exc_value)))
+    with socket.create_connection(("127.0.0.1", running.server.port)) as page:
+        page.sendall(f"GET /dock.js HTTP/1.1\r\nHost: 127.0.0.1:{running.server.port}\r\n\r\n".encode())
+        assert b" 200 " in page.recv(4096)
+        running.server.close()
+        gc.collect()
+    assert left == []
