@@ -428,7 +428,7 @@ def _shape(arguments: dict[str, Any]) -> str:
 def _settled(kernel: str, result: Any) -> list[Tensor]:
     """Results of a kernel and of its reference alike: attention's parts and moments added up."""
     found = [tensor.float() for tensor in tensors(result)]
-    if kernel in ("conv3x3", "conv3x3_doubled", "finish", "linear"):
+    if kernel in ("conv3x3", "conv3x3_doubled", "conv3x3_shallow", "finish", "linear"):
         return [*found[:1], *(moments.sum(1) for moments in found[1:])]
     if kernel == "channel_moments" or (kernel == "attention_conv" and found[0].dim() == 4):
         return [found[0].sum(1)]

@@ -56,6 +56,22 @@ def conv3x3(
     return F.relu(y) if activation == "relu" else y
 
 
+def conv3x3_shallow(
+    picture: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    limit: float | None = None,
+    offset: float = 0.0,
+    activation: str | None = None,
+    **_: Any,
+) -> Tensor:
+    """What is done with the picture, convolution, activation."""
+    if limit is not None:
+        picture = torch.tanh(picture / limit)
+    return conv3x3(picture + offset if offset else picture, weight, bias, activation=activation)
+
+
 def conv3x3_doubled(
     framed: Tensor, weight: Tensor, bias: Tensor, *, activation: str | None, **_: Any
 ) -> Tensor:

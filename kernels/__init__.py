@@ -100,6 +100,21 @@ class LayerOps(Protocol):
         also_plain: bool = False,
     ) -> tuple[Tensor, Tensor | None]: ...
 
+    def conv3x3_shallow(
+        self,
+        picture: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        limit: float | None = None,
+        offset: float = 0.0,
+        activation: Literal["silu", "relu"] | None = None,
+        framed_out: bool = False,
+        moments: bool = False,
+        dtype: torch.dtype | None = None,
+        also_plain: bool = False,
+    ) -> tuple[Tensor, Tensor | None]: ...
+
     def conv3x3_doubled(
         self,
         framed: Tensor,

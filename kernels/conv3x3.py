@@ -28,11 +28,11 @@ from instantvision.kernels.launch import (
 from instantvision.kernels.library_conv import finish, library_sum, pointwise, unfused_way
 from instantvision.kernels.narrow_conv import FEATURES_MAX, narrow_conv3x3
 from instantvision.kernels.resample import rms_norm_silu
+from instantvision.kernels.strip_conv import fits_strips, strip_conv3x3
+from instantvision.kernels.taps import taps_side_by_side
 
 # Values of a result from which on tiles of whole positions, which can be normalised on store, keep a GPU busy.
 WHOLE_ROWS_MIN = 2**22
-# So few channels are multiplied three neighbouring taps at a time, with room for a fourth: steps of 16 are too short.
-JOINED_CHANNELS, JOINED_DEPTH = 16, 64
 # Programs that split sums are parted for: one for each multiprocessor of an H100.
 SPLIT_PROGRAMS = 132
 
@@ -62,10 +62,16 @@ def conv3x3(
             framed, weight, bias, stride=2, embedding=embedding, shortcut=shortcut, residual=residual,
             activation=activation, moments=moments, scale=scale,
         )  # fmt: skip
-    plain = not any((framed_out, moments, stride > 1))
-    options = embedding, shortcut, residual, activation, scale, dtype
-    if len(weight) <= FEATURES_MAX and plain and all(option is None for option in options):
-        return narrow_conv3x3(framed, weight, bias), None
+    alone = all(term is None for term in (embedding, shortcut, residual))
+    if stride == 1 and not moments and alone:
+        options = activation, scale, dtype
+        if len(weight) <= FEATURES_MAX and not framed_out and all(option is None for option in options):
+            return narrow_conv3x3(framed, weight, bias), None
+        if not also_plain and fits_strips(framed, weight):
+            out = strip_conv3x3(
+                framed, weight, bias, activation=activation, framed_out=framed_out, scale=scale, dtype=dtype
+            )
+            return out, None
     height, width = (framed.shape[2] - 3) // stride + 1, (framed.shape[3] - 3) // stride + 1
     if activation is None and not framed_out and framed.is_cuda:
         way = unfused_way(len(framed) * height * width, framed.shape[1], len(weight), weight.element_size())
@@ -79,8 +85,6 @@ def conv3x3(
     # Positions are counted along framed lines, so that a tile is a run of rows; those past a line's end are dropped.
     positions = (height - 1) * framed.shape[3] + width
     depth = math.gcd(framed.shape[1], *(source.shape[1] for source in (shortcut or ((),))[0]))
-    if framed.shape[1] == JOINED_CHANNELS and stride == 1 and shortcut is None:
-        depth = JOINED_DEPTH
     blocks = _blocks(positions * len(framed), len(weight), depth, weight.element_size())
     blocks = blocks.fitted(shared_memory(framed), weight.element_size())
     walk = Walk(height, width, triton.cdiv(positions, blocks.rows), stride=stride)
@@ -115,6 +119,36 @@ def conv3x3_rms(
     epilogue = Epilogue(residual=residual, norm=norm, eps=eps)
     _launch(framed, weight, bias, blocks, walk, epilogue, Results(normalised, framed_out=True, plain=out))
     return out, normalised
+
+
+def conv3x3_shallow(
+    picture: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    limit: float | None = None,
+    offset: float = 0.0,
+    activation: reference.Activation = None,
+    framed_out: bool = False,
+    moments: bool = False,
+    dtype: torch.dtype | None = None,
+    also_plain: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """See `reference_layers.conv3x3_shallow`."""
+    reference.check_shallow(picture, weight)
+    reference.check_results(framed_out, moments, dtype, also_plain)
+    picture = picture.contiguous(memory_format=torch.channels_last)
+    batch, channels, height, width = picture.shape
+    # Positions are counted as in a framed picture, whose frame the result then brings along.
+    positions = (height - 1) * (width + 2) + width
+    rows, warps = (128, 4) if positions * batch > 32768 else (64, 2)
+    columns = max(16, min(64, triton.next_power_of_2(len(weight))))
+    blocks = Blocks(rows, columns, triton.next_power_of_2(9 * channels), warps, 1)
+    walk = Walk(height, width, triton.cdiv(positions, blocks.rows))
+    results = _results(picture, bias, walk, framed_out, moments, dtype, also_plain)
+    entry = Entry(offset, limit)
+    _launch(picture, weight, bias, blocks, walk, Epilogue(activation=activation), results, entry)
+    return results.out, results.beside
 
 
 def conv3x3_doubled(
@@ -191,6 +225,13 @@ class Walk(NamedTuple):
     stride: int = 1
     doubled: bool = False
     splits: int = 0
+
+
+class Entry(NamedTuple):
+    """What is done with a picture without frame when it is read; see `reference_layers.conv3x3_shallow`."""
+
+    offset: float = 0.0
+    limit: float | None = None
 
 
 class Epilogue(NamedTuple):
@@ -288,19 +329,21 @@ def _launch(
     walk: Walk,
     epilogue: Epilogue,
     results: Results,
+    entry: Entry | None = None,
 ) -> None:
-    """Launch the kernel; what is absent is passed as some other tensor, since a kernel wants a pointer."""
+    """Launch the kernel; what is absent is passed as some other tensor, since a kernel wants a pointer.
+
+    With an entry the picture is one without frame.
+    """
     batch, channels, framed_height, framed_width = framed.shape
+    if entry is not None:
+        framed_height, framed_width = framed_height + 2, framed_width + 2
     features = len(bias)  # `weight` has four times as many rows where it is folded
     sources, shortcut_weight = epilogue.shortcut or ((), weight)
     first, second = (*sources, *sources, framed, framed)[:2]
-    descriptors = uses_descriptors(framed)
+    descriptors = entry is None and uses_descriptors(framed)
     # At stride 2 a row of the matrix is a pair of neighbouring positions: taps are whole rows apart again.
     x_matrix = framed.permute(0, 2, 3, 1).reshape(-1, walk.stride * channels)
-    joined = blocks.depth > channels
-    if joined:
-        # A row is three neighbouring positions, the next row all but the first of them and one more.
-        x_matrix = x_matrix.as_strided((len(x_matrix) - 2, 3 * channels), (channels, 1))
     w_matrix = weight.permute(0, 2, 3, 1).flatten(1)
     layers = 4 if walk.doubled else max(1, walk.splits)
     grid = (triton.cdiv(features, blocks.columns), walk.tiles, batch * layers)
@@ -328,12 +371,15 @@ def _launch(
         framed_height,
         0 if epilogue.embedding is None or len(epilogue.embedding) == 1 else epilogue.embedding.stride(0),
         epilogue.eps,
+        0.0 if entry is None else entry.offset,
+        1.0 if entry is None or entry.limit is None else entry.limit,
         C=channels,
         N=features,
         FIRST=sources[0].shape[1] if sources else 0,
         SECOND=sources[1].shape[1] if len(sources) > 1 else 0,
         STRIDE=walk.stride,
-        JOINED=joined,
+        SHALLOW=entry is not None,
+        LIMITED=entry is not None and entry.limit is not None,
         DOUBLED=walk.doubled,
         SPLITS=walk.splits,
         EMBEDDING=epilogue.embedding is not None,
@@ -388,12 +434,15 @@ def conv3x3_kernel(
     framed_height,
     embedding_stride,
     eps,
+    offset,
+    limit,
     C: tl.constexpr,
     N: tl.constexpr,
     FIRST: tl.constexpr,
     SECOND: tl.constexpr,
     STRIDE: tl.constexpr,
-    JOINED: tl.constexpr,
+    SHALLOW: tl.constexpr,
+    LIMITED: tl.constexpr,
     DOUBLED: tl.constexpr,
     SPLITS: tl.constexpr,
     EMBEDDING: tl.constexpr,
@@ -422,10 +471,8 @@ def conv3x3_kernel(
     i_n = tl.program_id(0)
     i_m = tl.program_id(1)
     i_batch = tl.program_id(2)
-    # Three taps joined are one that is three times as deep.
-    taps_wide: tl.constexpr = 1 if JOINED else 2 if DOUBLED else 3
-    taps: tl.constexpr = 3 if JOINED else taps_wide * taps_wide
-    depth: tl.constexpr = 3 * C if JOINED else C
+    taps_wide: tl.constexpr = 2 if DOUBLED else 3
+    taps: tl.constexpr = taps_wide * taps_wide
     corner_y, corner_x, first_weight = 0, 0, 0
     if DOUBLED:
         corner_y, corner_x, first_weight = i_batch % 4 // 2, i_batch % 2, i_batch % 4 * N
@@ -455,33 +502,38 @@ def conv3x3_kernel(
         programs = tl.num_programs(0) * tl.num_programs(1)
         prefetch(p_weight, 9 * C * N, i_program, programs, PREFETCH, THREADS)
         tl.extra.cuda.gdc_wait()
-    steps: tl.constexpr = (depth + BLOCK_K - 1) // BLOCK_K
+    steps: tl.constexpr = 0 if SHALLOW else C // BLOCK_K
     first_step, last_step = 0, taps * steps
     if SPLITS > 0:
         share: tl.constexpr = (taps * steps + SPLITS - 1) // SPLITS
         first_step = i_split * share
         last_step = tl.minimum(first_step + share, taps * steps)
     b_sum = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for i in range(first_step, last_step):
-        tap = i // steps
-        k = (i % steps) * BLOCK_K
-        tap_y = tap // taps_wide + corner_y
-        tap_x = tap % taps_wide + corner_x
-        x_row = row + tap_y * line + tap_x // STRIDE
-        x_column = (tap_x % STRIDE) * C + k
-        if DESCRIPTORS:
-            b_x = x.load([x_row, x_column])
-            # Past a joined tap's depth there are zeros in b_x.
-            b_w = w.load([first_weight + i_n * BLOCK_N, tap * depth + k])
-        else:
-            i_row = x_row + tl.arange(0, BLOCK_M)
-            i_column = tl.arange(0, BLOCK_K)
-            m_column = k + i_column < depth
-            o_x = i_row.to(tl.int64)[:, None] * (STRIDE * C) + x_column + i_column[None, :]
-            b_x = tl.load(x + o_x, mask=(i_row < x_rows)[:, None] & m_column[None, :], other=0.0)
-            o_w = (first_weight + i_feature)[:, None] * (taps * depth) + tap * depth + k + i_column[None, :]
-            b_w = tl.load(w + o_w, mask=m_feature[:, None] & m_column[None, :], other=0.0)
+    if SHALLOW:
+        b_x = taps_side_by_side(x, i_batch, i_y, i_x, height, width, offset, limit, C, LIMITED, BLOCK_K)
+        i_column = tl.arange(0, BLOCK_K)
+        o_w = i_feature[:, None] * (9 * C) + i_column[None, :]
+        b_w = tl.load(w + o_w, mask=m_feature[:, None] & (i_column < 9 * C)[None, :], other=0)
         b_sum = tl.dot(b_x, b_w.T, b_sum)
+    else:
+        for i in range(first_step, last_step):
+            tap = i // steps
+            k = (i % steps) * BLOCK_K
+            tap_y = tap // taps_wide + corner_y
+            tap_x = tap % taps_wide + corner_x
+            x_row = row + tap_y * line + tap_x // STRIDE
+            x_column = (tap_x % STRIDE) * C + k
+            if DESCRIPTORS:
+                b_x = x.load([x_row, x_column])
+                b_w = w.load([first_weight + i_n * BLOCK_N, i * BLOCK_K])
+            else:
+                i_row = x_row + tl.arange(0, BLOCK_M)
+                i_column = tl.arange(0, BLOCK_K)
+                o_x = i_row.to(tl.int64)[:, None] * (STRIDE * C) + x_column + i_column[None, :]
+                b_x = tl.load(x + o_x, mask=(i_row < x_rows)[:, None], other=0.0)
+                o_w = (first_weight + i_feature)[:, None] * (taps * C) + i * BLOCK_K + i_column[None, :]
+                b_w = tl.load(w + o_w, mask=m_feature[:, None], other=0.0)
+            b_sum = tl.dot(b_x, b_w.T, b_sum)
     if SCALED:
         b_sum *= tl.load(p_scale + i_feature, mask=m_feature, other=0)[None, :]
     if FIRST > 0:

@@ -1,7 +1,7 @@
 """Every layer as a kernel, under the names of `reference_layers`. Needs triton."""
 
 from instantvision.kernels.attention_conv import attention_conv, cross_attention
-from instantvision.kernels.conv3x3 import conv3x3, conv3x3_doubled, conv3x3_rms
+from instantvision.kernels.conv3x3 import conv3x3, conv3x3_doubled, conv3x3_rms, conv3x3_shallow
 from instantvision.kernels.group_norm import channel_moments, group_norm
 from instantvision.kernels.library_conv import finish
 from instantvision.kernels.linear import linear, norm_linear
@@ -13,6 +13,7 @@ __all__ = [
     "conv3x3",
     "conv3x3_doubled",
     "conv3x3_rms",
+    "conv3x3_shallow",
     "cross_attention",
     "depth_to_space_add",
     "finish",

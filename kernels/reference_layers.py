@@ -16,6 +16,9 @@ from instantvision.kernels.token_reference import rounded
 
 Activation: TypeAlias = Literal["silu", "relu"] | None
 
+# Channels of which all nine taps are multiplied at once.
+SHALLOW = 16
+
 
 def frame(
     pictures: tuple[Tensor, ...],
@@ -98,6 +101,43 @@ def conv3x3(
         y = y + F.conv2d(torch.cat(pictures, 1), pointwise[:, :, None, None])
     if residual is not None:
         y = y + (residual if residual.shape == y.shape else residual[:, :, 1:-1, 1:-1])
+    return _results(y, activation, framed_out, moments, dtype, also_plain)
+
+
+def conv3x3_shallow(
+    picture: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    limit: float | None = None,
+    offset: float = 0.0,
+    activation: Activation = None,
+    framed_out: bool = False,
+    moments: bool = False,
+    dtype: torch.dtype | None = None,
+    also_plain: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Convolve a picture of few channels, as a network's first layer does.
+
+    Args:
+        picture: [B, C, h, w], C at most SHALLOW, without frame.
+        weight: [N, C, 3, 3], channels_last.
+        bias: [N].
+        limit: convolve tanh(picture / limit).
+        offset: convolve what the picture is plus this; around it there are zeros.
+        activation, framed_out, moments, dtype, also_plain: as of `conv3x3`.
+
+    Returns:
+        The result, [B, N, h, w] or framed, channels_last; its moments, or itself without frame, or None.
+
+    Raises:
+        ValueError: the arguments are not of that form.
+    """
+    check_shallow(picture, weight)
+    check_results(framed_out, moments, dtype, also_plain)
+    if limit is not None:
+        picture = torch.tanh(picture / limit)
+    y = F.conv2d(picture + offset, weight, bias, padding=1)
     return _results(y, activation, framed_out, moments, dtype, also_plain)
 
 
@@ -483,6 +523,14 @@ def check_conv3x3(framed: Tensor, weight: Tensor, stride: int, framed_out: bool)
         raise ValueError(f"weight is {list(weight.shape)} for a picture {list(framed.shape)}")
     if stride == 2 and framed_out:
         raise ValueError("a result of stride 2 has no frame")
+
+
+def check_shallow(picture: Tensor, weight: Tensor) -> None:
+    """Check the arguments of `conv3x3_shallow`."""
+    if picture.shape[1] > SHALLOW:
+        raise ValueError(f"the picture has {picture.shape[1]} channels, expected at most {SHALLOW}")
+    if weight.shape[1:] != (picture.shape[1], 3, 3):
+        raise ValueError(f"weight is {list(weight.shape)} for a picture {list(picture.shape)}")
 
 
 def check_results(framed_out: bool, moments: bool, dtype: torch.dtype | None, also_plain: bool) -> None:

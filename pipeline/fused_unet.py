@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instantvision.kernels import LayerOps, TokenOps
-from instantvision.kernels.reference_layers import fold_context, fold_doubling
+from instantvision.kernels.reference_layers import SHALLOW, fold_context, fold_doubling
 from instantvision.pipeline.eight_bit import Convolution
 from instantvision.pipeline.model import Deep, Prepared
 from instantvision.pipeline.packing import CHANNELS_MULTIPLE, filled_up, parameters
@@ -72,7 +72,8 @@ class FusedUNet:
         self._folds: list[Any] = []
         self._wide: list[WideTransformer] = []
         weight, self._bias_in = parameters(unet.conv_in)
-        self._weight_in = filled_up(weight, CHANNELS_MULTIPLE)
+        self._shallow = weight.shape[1] <= SHALLOW
+        self._weight_in = weight if self._shallow else filled_up(weight, CHANNELS_MULTIPLE)
         self._down = [self._block(block, block.downsamplers) for block in unet.down_blocks]
         resnets: Any = unet.mid_block.resnets
         self._mid = self._pair(resnets[0], unet.mid_block.attentions[0])
@@ -135,11 +136,18 @@ class FusedUNet:
 
     def _enter(self, pictures: tuple[Tensor, ...], context: Context) -> list[Features]:
         """Everything above the first halving, in the order in which the way up reads it backwards."""
-        framed = self._layers.frame(pictures, channels=self._weight_in.shape[1])
-        skips = [Features(*self._layers.conv3x3(framed, self._weight_in, self._bias_in, moments=True))]
+        skips = [Features(*self._first(pictures))]
         for pair in self._down[0][0]:
             skips.append(_run(pair, (skips[-1],), context))
         return skips
+
+    def _first(self, pictures: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self._weight_in, self._bias_in
+        if self._shallow:
+            picture = pictures[0] if len(pictures) == 1 else torch.cat(pictures, 1)
+            return self._layers.conv3x3_shallow(picture, weight, bias, moments=True)
+        framed = self._layers.frame(pictures, channels=weight.shape[1])
+        return self._layers.conv3x3(framed, weight, bias, moments=True)
 
     def _below(self, above: Features, context: Context) -> Features:
         """From the first halving to the last doubling."""

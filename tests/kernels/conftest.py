@@ -20,6 +20,8 @@ LAYERS = (
     "resample",
     "library_conv",
     "narrow_conv",
+    "strip_conv",
+    "taps",
     "conv3x3",
     "group_norm",
     "linear",
@@ -65,6 +67,9 @@ def _interpreted_layers(names: tuple[str, ...]) -> SimpleNamespace:
         ("softmax", "gathered"),
         ("resample", "rms_norm_silu"),
         ("narrow_conv", "narrow_conv3x3"),
+        ("strip_conv", "fits_strips"),
+        ("strip_conv", "strip_conv3x3"),
+        ("taps", "taps_side_by_side"),
     ):
         for module in modules.values():
             if owner in modules and hasattr(module, name):

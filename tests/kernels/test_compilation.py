@@ -27,8 +27,9 @@ SHARED_KIB = {75: 64, 80: 163, 89: 99, 90: 227}
 PROCESSES = ((80, 75), (90, 89))
 # Of the frame and the step only: the networks' kernels want Ampere.
 ON_TURING = 75
-# The tiles are measured on Hopper only.
+# The tiles are measured on Hopper only, whose tensor memory accelerator one kernel cannot do without.
 ON_HOPPER = 90
+ONLY_ON_HOPPER = {"strip_conv3x3_kernel"}
 
 
 def compile_for(capabilities: tuple[int, ...], folder: Path) -> list[dict[str, object]]:
@@ -78,7 +79,7 @@ def test_kernels_compile_within_shared_memory(compilations, capability):
     if capability == ON_TURING:
         assert {"pixels_to_input_kernel", "denoise_step_kernel", "blend_kernel"} <= names <= kernel_names()
     else:
-        assert names == kernel_names()
+        assert names == kernel_names() - (ONLY_ON_HOPPER if capability < ON_HOPPER else set())
 
 
 @pytest.mark.slow

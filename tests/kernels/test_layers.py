@@ -55,13 +55,33 @@ def test_conv3x3_to_few_features(bench, make, size, channels, features):
     make.compare(bench.layer_ops.conv3x3, reference.conv3x3, *arguments)
 
 
-# Of 16 channels, three taps are multiplied at once.
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
-def test_conv3x3_of_few_channels(bench, make, size, options):
-    framed = reference.frame((make(2, 16, *size),))
-    arguments = framed, make(40, 16, 3, 3, scale=0.1), make(40)
-    make.compare(bench.layer_ops.conv3x3, reference.conv3x3, *arguments, **options(make, size))
+SHALLOW = {
+    "plain": {},
+    "plus one, relu, framed": {"offset": 1.0, "activation": "relu", "framed_out": True},
+    "limited, silu": {"limit": 3.0, "activation": "silu"},
+    "moments": {"moments": True},
+    "limited, plus a half, framed": {"limit": 0.5, "offset": 0.5, "framed_out": True},
+}
+
+
+# The last size has the tiles of a large picture, too many for the interpreter.
+@pytest.mark.parametrize("size", [*SIZES, pytest.param((250, 171), marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("options", SHALLOW.values(), ids=SHALLOW)
+@pytest.mark.parametrize(("channels", "features"), [(3, 64), (4, 40), (9, 96)])
+def test_conv3x3_shallow(bench, make, size, options, channels, features):
+    if size[0] > 100 and bench.device == "cpu":
+        pytest.skip("too large for the interpreter")
+    arguments = make(2, channels, *size), make(features, channels, 3, 3, scale=0.1), make(features)
+    make.compare(bench.layer_ops.conv3x3_shallow, reference.conv3x3_shallow, *arguments, **options)
+
+
+def test_conv3x3_shallow_to_e4m3(bench, make):
+    arguments = make(2, 3, 9, 11), make(64, 3, 3, 3, scale=0.3), make(64)
+    options = {"offset": 1.0, "activation": "relu", "framed_out": True, "dtype": E4M3, "also_plain": True}
+    result, plain = bench.layer_ops.conv3x3_shallow(*arguments, **options)
+    expected, wanted = reference.conv3x3_shallow(*make.exact(arguments), **options)
+    assert_same_in_e4m3(make, result, expected)
+    make.close(plain, wanted)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -328,6 +348,29 @@ RESIDUALS = {
 }
 
 
+# One strip and several, with lines that fill the last program's and some that do not.
+@pytest.mark.parametrize(
+    "size", [(8, 12), (16, 64), (19, 5), (3, 130), pytest.param((250, 171), marks=pytest.mark.gpu)]
+)
+@pytest.mark.parametrize("framed_out", [False, True], ids=["plain", "framed"])
+def test_conv3x3_in_strips(bench, make, size, framed_out, monkeypatch):
+    if size[0] > 100 and bench.device == "cpu":
+        pytest.skip("too large for the interpreter")
+    convolve = bench.layer_ops.conv3x3
+    monkeypatch.setitem(convolve.__globals__["fits_strips"].__globals__, "PROGRAMS_MIN", 0)
+    framed, weight = reference.frame((make(2, 64, *size),)).to(E4M3), make(64, 64, 3, 3).to(E4M3)
+    arguments = {"scale": torch.linspace(0.01, 0.2, 64, device=bench.device), "framed_out": framed_out}
+    bias = make(64)
+    result, _ = convolve(framed, weight, bias, activation="silu", **arguments)
+    expected, _ = reference.conv3x3(framed, weight, bias.float(), activation="silu", **arguments)
+    make.close(result, expected)
+    if framed_out:
+        options = arguments | {"activation": "relu", "dtype": E4M3}
+        result, _ = convolve(framed, weight, bias, **options)
+        expected, _ = reference.conv3x3(framed, weight, bias.float(), **options)
+        assert_same_in_e4m3(make, result, expected, 2e-3 * expected.float().abs().max().item())
+
+
 # The last size has the tiles of a large picture, too many for the interpreter.
 @pytest.mark.parametrize("size", [*SIZES, pytest.param((141, 120), marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("options", RESIDUALS.values(), ids=RESIDUALS)
@@ -366,6 +409,10 @@ def test_refusals(bench, make):
         layers.conv3x3(framed, make(8, 16, 3, 3), make(8))
     with pytest.raises(ValueError, match="another order than channels_last"):
         layers.conv3x3(framed.contiguous(), make(8, 32, 3, 3), make(8))
+    with pytest.raises(ValueError, match="the picture has 17 channels, expected at most 16"):
+        layers.conv3x3_shallow(make(1, 17, 6, 6), make(8, 17, 3, 3), make(8))
+    with pytest.raises(ValueError, match=r"weight is \[8, 4, 3, 3\] for a picture \[1, 3, 6, 6\]"):
+        layers.conv3x3_shallow(make(1, 3, 6, 6), make(8, 4, 3, 3), make(8))
     for options in ({"dtype": E4M3}, {"also_plain": True}):
         with pytest.raises(ValueError, match="expected framed_out"):
             layers.conv3x3(framed, make(8, 32, 3, 3), make(8), **options)
