@@ -86,6 +86,9 @@ def _interpreted_layers(names: tuple[str, ...]) -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def interpreted() -> Iterator[Bench]:
     interpreter = pytest.importorskip("triton.runtime.interpreter")
+    # Copies import what they build on: imported under the switch for the first time, it would stay interpreted.
+    importlib.import_module("instantvision.kernels.layer_ops")
+    importlib.import_module("instantvision.kernels.token_ops")
     patch_tensor = interpreter._patch_lang_tensor
     # Looks at Triton's own functions when it is imported, which the interpreter would do while they are exchanged.
     importlib.import_module("triton.experimental.gluon")
