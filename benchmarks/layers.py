@@ -1,6 +1,6 @@
 """Every kernel at the shapes that a frame uses, beside the unfused sequence, in turns, after a check of its results.
 
-    python benchmarks/layers.py [--only NAME] [--smoke]
+    python benchmarks/layers.py [--only NAME] [--fp8] [--smoke]
 
 The shapes are those of a frame of mini at 1024x1024 and of one of SD-Turbo's shape at 512x512, taken down from frames
 that are really made (recorded_calls.py); attention_conv is also measured at SD-Turbo's, where the program uses
@@ -10,6 +10,9 @@ First every kernel's result, in memory that was filled with NaN, has to agree wi
 way is a CUDA graph of 16 to 64 calls, so that launches cost the host nothing, and the graphs take turns. Within a graph
 each call has a copy of the weights of its own, together larger than the second-level cache, since in a frame weights
 come from memory; pictures stay where they are, as if the layer before had just written them. Times are a call's.
+
+--fp8 takes the calls of the same models in e4m3 that read or write it. torch's operations know no e4m3: unfused is then
+what they do in bf16.
 
 --smoke does all that on tiny networks, also on a CPU, where the figures mean nothing.
 """
@@ -49,6 +52,7 @@ from instantvision.pipeline.autoencoder_tiny import AutoencoderTinyConfig
 from instantvision.pipeline.bench import Spread
 from instantvision.pipeline.config import Settings, Size
 from instantvision.pipeline.device import choose_device
+from instantvision.pipeline.eight_bit import E4M3
 from instantvision.pipeline.graphs import capture
 from instantvision.pipeline.latent_diffusion import LatentDiffusion
 from instantvision.pipeline.machine import describe_machine
@@ -73,8 +77,10 @@ ROTATED_BYTES = 75 * 2**20
 CALLS_MIN, CALLS_MAX = 16, 64
 REPEATS = 30
 # bfloat16 keeps 8 bits, and the largest of many sums is off by a few of the last one; the interpreter adds up in
-# float32 and another order.
-TOLERANCES = {torch.bfloat16: 2e-2, torch.float16: 2e-2, torch.float32: 1e-4}
+# float32 and another order. e4m3 rounds to one of eight numbers between two powers of two, so by up to a sixteenth.
+TOLERANCES = {torch.bfloat16: 2e-2, torch.float16: 2e-2, torch.float32: 1e-4, E4M3: 7e-2}
+# What an H100 does at best in products of e4m3.
+E4M3_TFLOPS = 1331.0
 # Arguments that are a layer's own and not a frame's.
 WEIGHTS = {
     "weight", "bias", "norm_weight", "norm_bias", "norm", "update_bias", "embedding", "modulation", "scale",
@@ -139,6 +145,16 @@ class Case:
     ours: Way
     unfused: Way
     exact: Way
+
+    @property
+    def multiplies_e4m3(self) -> bool:
+        """Whether it reads numbers of eight bits."""
+        return any(each.dtype == E4M3 for each in tensors(self.ours.arguments))
+
+    @property
+    def in_e4m3(self) -> bool:
+        """Whether it reads or writes them."""
+        return self.multiplies_e4m3 or self.ours.arguments.get("dtype") == E4M3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,13 +238,17 @@ def _case(group: str, name: str, arguments: dict[str, Any], where: str, times: i
         for key, value in arguments.items()
     }
     wanted, own = getattr(REFERENCES[group], name), getattr(unfused, name, None)
+    plain = unfused.in_sixteen_bits(arguments)
+    # The unfused sequences do not know what comes multiplied by a constant, for e4m3's sake.
+    if plain.get("scale") not in (None, 1.0):
+        own = None
     return Case(
         kernel=name,
         where=where,
         shape=_shape(arguments),
         times=times,
         ours=Way(getattr(getattr(backend, group), name), arguments),
-        unfused=Way(own, unfused.adapted(arguments)) if own else Way(wanted, arguments),
+        unfused=Way(own, unfused.adapted(plain)) if own else Way(wanted, plain),
         exact=Way(wanted, exact),
     )
 
@@ -270,9 +290,14 @@ def check(case: Case, dtype: torch.dtype) -> float:
         with _poisoned():
             found = _settled(case.kernel, way())
         errors.append(max(map(_error, found, expected)))
-        if not errors[-1] <= TOLERANCES[dtype]:
+        if not errors[-1] <= tolerance(case, dtype):
             log.error("%s %s: %s is off by %.1e", case.kernel, case.shape, name, errors[-1])
     return errors[0]
+
+
+def tolerance(case: Case, dtype: torch.dtype) -> float:
+    """Of a case's results, over the largest value."""
+    return TOLERANCES[E4M3 if case.in_e4m3 else dtype]
 
 
 @torch.inference_mode()
@@ -288,6 +313,8 @@ def measure(case: Case, error: float, device: torch.device, ceilings: Ceilings) 
     results = tensors(case.ours())
     moved = sum(map(_bytes, tensors(case.ours.arguments))) + sum(map(_bytes, results))
     flops = _flops(case.exact)
+    if case.multiplies_e4m3:
+        ceilings = replace(ceilings, matmul_tflops=E4M3_TFLOPS)
     floor_us = max(ceilings.floor_us(COPY, moved, 0), ceilings.floor_us(LINEAR, 0, flops))
     return Row(
         kernel=case.kernel,
@@ -489,16 +516,18 @@ def small(config: DiffusionConfig) -> DiffusionConfig:
     return replace(config, unet=replace(config.unet, **changes), autoencoder=codec, tokens=20)
 
 
-def all_cases(device: torch.device, dtype: torch.dtype, *, smoke: bool) -> list[Case]:
-    """Of both models."""
+def all_cases(device: torch.device, dtype: torch.dtype, *, smoke: bool, fp8: bool) -> list[Case]:
+    """Of both models; in e4m3 only those that differ."""
     config, sides = (small(SD_TURBO), (64, 64)) if smoke else (SD_TURBO, (1024, 512))
     makers: dict[str, Callable[[], LatentModel]] = {
-        "mini": lambda: Mini.load(device, dtype),
-        "sd-turbo": lambda: LatentDiffusion.with_random_weights(config, SEED, device, dtype),
+        "mini": lambda: Mini.load(device, dtype, fp8=fp8),
+        "sd-turbo": lambda: LatentDiffusion.with_random_weights(config, SEED, device, dtype, fp8=fp8),
     }
     backend, found = kernels.choose(device.type), list[Case]()
     for (where, make), side in zip(makers.items(), sides, strict=True):
         found += cases(frame_calls(make, Settings(size=Size(side, side))), where, backend)
+    if fp8:
+        return sorted((case for case in found if case.in_e4m3), key=lambda case: (case.kernel, case.where))
     for tokens, channels, heads in ((64, 64, 2),) if smoke else SD_TURBO_ATTENTION:
         found.append(attention_case(tokens, channels, heads, "sd-turbo", backend, (device, dtype)))
     return sorted(found, key=lambda case: (case.kernel, case.where))
@@ -511,6 +540,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", help="kernels whose name has this in it")
+    parser.add_argument("--fp8", action="store_true", help="the calls that read or write e4m3")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes; writes no file")
     parser.add_argument("--commit", help="of a copy without its .git folder")
     args = parser.parse_args()
@@ -520,14 +550,14 @@ def main() -> int:
     device, dtype = choice.device, choice.dtype
     wanted = [
         case
-        for case in all_cases(device, dtype, smoke=args.smoke)
+        for case in all_cases(device, dtype, smoke=args.smoke, fp8=args.fp8)
         if not args.only or args.only in case.kernel
     ]
     if device.type == "cuda":
         kernels.choose("cuda").compile_all(lambda: [case.ours() for case in wanted])
     checked = [(case, check(case, dtype)) for case in wanted]
     # NaN is no number up to the tolerance either.
-    right = [(case, error) for case, error in checked if error <= TOLERANCES[dtype]]
+    right = [(case, error) for case, error in checked if error <= tolerance(case, dtype)]
     worst = max((error for _, error in right), default=0.0)
     print(
         f"{len(right)} of {len(wanted)} kernels and shapes agree with the reference, the worst to {worst:.1e}"
@@ -538,15 +568,15 @@ def main() -> int:
         for row in rows:
             if row.speedup < 1 and row.chosen == "ours":
                 print(f"slower than unfused where the program uses it: {row.kernel} {row.where} {row.shape}")
-        print(_write(rows, device, args.commit))
+        print(_write(rows, device, args.commit, "-e4m3" if args.fp8 else ""))
     return 0 if len(right) == len(wanted) else 1
 
 
-def _write(rows: Sequence[Row], device: torch.device, commit: str | None) -> Path:
+def _write(rows: Sequence[Row], device: torch.device, commit: str | None, ending: str) -> Path:
     machine = describe_machine(device)
     machine = replace(machine, commit=machine.commit or commit)
     name = re.sub(r"[^a-z0-9]+", "-", machine.device.lower()).strip("-")
-    path = RESULTS / f"layers-{machine.date[:10]}-{name}.json"
+    path = RESULTS / f"layers-{machine.date[:10]}-{name}{ending}.json"
     report = {
         "machine": dataclasses.asdict(machine),
         "ceilings": dataclasses.asdict(Ceilings()),

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instantvision.kernels.token_reference import apart
+from instantvision.pipeline.eight_bit import E4M3
+from recorded_calls import mapped
 
 
 def adapted(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,6 +24,24 @@ def adapted(arguments: Mapping[str, Any]) -> dict[str, Any]:
         changed["framed"] = inside(changed["framed"])
     if "parts" in changed:
         changed["parts"] = changed["parts"].sum(1)
+    return changed
+
+
+def in_sixteen_bits(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments without e4m3: its numbers in the type of the others, weights multiplied by their scale."""
+    types = {value.dtype for value in arguments.values() if isinstance(value, Tensor)}
+    if E4M3 not in {*types, arguments.get("dtype")}:
+        return dict(arguments)
+    dtype = next(each for each in (torch.bfloat16, torch.float16, torch.float32) if each in types)
+    changed = {
+        key: mapped(value, lambda tensor: tensor.to(dtype) if tensor.dtype == E4M3 else tensor)
+        for key, value in arguments.items()
+    }
+    if "dtype" in changed:
+        changed["dtype"] = dtype
+    if isinstance(changed.get("scale"), Tensor):
+        weight = changed["weight"].float() * changed.pop("scale")[:, None, None, None]
+        changed["weight"] = weight.to(dtype, memory_format=torch.channels_last)
     return changed
 
 

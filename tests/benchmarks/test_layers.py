@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import layers
-from instantvision.kernels import reference_layers
+from instantvision.kernels import reference_layers, token_reference
+from instantvision.pipeline.eight_bit import E4M3
 from layers import Case, Way, attention_case, cases, check, measure
 from recorded_calls import Call, Recorder
 from roofline import Ceilings
@@ -17,7 +18,7 @@ CPU = torch.device("cpu")
 class Ops:
     """A backend of the reference, with one operation of our own making."""
 
-    layer_ops = reference_layers
+    layer_ops, token_ops = reference_layers, token_reference
 
 
 def linear_call():
@@ -105,6 +106,43 @@ def test_a_doubled_convolution_is_repeating_and_convolving():
     [case] = cases([Call("layer_ops", "conv3x3_doubled", arguments)], "sd-turbo", Ops)
     assert check(case, torch.float32) <= 1e-5
     assert layers._error(case.unfused(), case.exact()[0]) <= 1e-4
+
+
+def convolution_in_e4m3() -> Call:
+    arguments = {
+        "framed": reference_layers.frame((torch.randn(1, 8, 5, 6),), dtype=E4M3),
+        "weight": torch.randn(12, 8, 3, 3).to(E4M3).contiguous(memory_format=torch.channels_last),
+        "bias": torch.randn(12),
+        "scale": torch.rand(12) + 0.5,
+        "framed_out": True,
+        "dtype": E4M3,
+    }
+    return Call("layer_ops", "conv3x3", arguments, 2)
+
+
+def test_e4m3_is_compared_with_what_torch_does_in_more_bits():
+    [case] = cases([convolution_in_e4m3()], "sd-turbo", Ops)
+    assert check(case, torch.float32) <= 7e-2
+    # The unfused convolution is not rounded.
+    assert layers._error(case.unfused(), case.exact()[0]) <= 1e-4
+    assert case.unfused().dtype == torch.float32
+    assert case.ours()[0].dtype == E4M3
+    assert measure(case, 0.0, CPU, Ceilings()).floor_us == pytest.approx(
+        max(2 * 8 * 9 * 12 * 30 / 1331e6, (8 * 56 + 8 * 9 * 12 + 4 * (12 + 12) + 12 * 56) / 3.02e6)
+    )
+
+
+def test_a_scale_that_is_left_out_does_not_pass(caplog):
+    [case] = cases([convolution_in_e4m3()], "sd-turbo", Ops)
+    without = case.ours.arguments | {"scale": torch.ones(12)}
+    assert check(layers.replace(case, ours=Way(case.ours.function, without)), torch.float32) > 7e-2
+
+
+def test_what_comes_multiplied_by_a_constant_is_compared_with_the_reference():
+    arguments = {"x": torch.randn(1, 6, 16).to(E4M3), "bias": torch.randn(16), "dtype": E4M3, "scale": 8.0}
+    [case] = cases([Call("token_ops", "geglu", arguments)], "sd-turbo", Ops)
+    assert check(case, torch.float32) <= 7e-2
+    assert layers._error(case.unfused(), case.exact()) <= 1e-5
 
 
 def test_a_context_is_folded_for_ours_and_not_for_the_unfused_way():
