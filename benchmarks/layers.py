@@ -59,7 +59,7 @@ from instantvision.pipeline.machine import describe_machine
 from instantvision.pipeline.mini import Mini
 from instantvision.pipeline.model import LatentModel
 from instantvision.pipeline.published import SD_TURBO, DiffusionConfig
-from recorded_calls import Call, frame_calls, mapped
+from recorded_calls import Call, frame_calls, mapped, tensors
 from roofline import COPY, LINEAR, Ceilings
 
 log = logging.getLogger(__name__)
@@ -433,14 +433,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *cells))
 
 
-def tensors(value: Any) -> list[Tensor]:
-    """All in an argument or a result, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for item in items for tensor in tensors(item)]
-
-
 def _shape(arguments: dict[str, Any]) -> str:
     """Of all tensors but vectors, and the options that are set."""
     sides = ["x".join(map(str, each.shape)) for each in tensors(arguments) if each.dim() > 1]
@@ -527,9 +519,10 @@ def all_cases(device: torch.device, dtype: torch.dtype, *, smoke: bool, fp8: boo
     for (where, make), side in zip(makers.items(), sides, strict=True):
         found += cases(frame_calls(make, Settings(size=Size(side, side))), where, backend)
     if fp8:
-        return sorted((case for case in found if case.in_e4m3), key=lambda case: (case.kernel, case.where))
-    for tokens, channels, heads in ((64, 64, 2),) if smoke else SD_TURBO_ATTENTION:
-        found.append(attention_case(tokens, channels, heads, "sd-turbo", backend, (device, dtype)))
+        found = [case for case in found if case.in_e4m3]
+    else:
+        shapes = ((64, 64, 2),) if smoke else SD_TURBO_ATTENTION
+        found += [attention_case(*shape, "sd-turbo", backend, (device, dtype)) for shape in shapes]
     return sorted(found, key=lambda case: (case.kernel, case.where))
 
 

@@ -75,6 +75,14 @@ class Recorder:
             )
 
 
+def tensors(value: Any) -> list[Tensor]:
+    """All in an argument or a result, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in tensors(item)]
+
+
 def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """An argument with all its tensors exchanged."""
     if isinstance(value, Tensor):

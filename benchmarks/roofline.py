@@ -32,6 +32,7 @@ from instantvision.pipeline.latent_diffusion import token_width
 from instantvision.pipeline.mini_denoiser import MINI_UNET, STYLE_TOKENS, STYLE_WIDTH
 from instantvision.pipeline.published import SD_15, SD_TURBO, SDXL, DiffusionConfig
 from instantvision.pipeline.unet import UNet
+from recorded_calls import tensors
 
 META = torch.device("meta")
 PUBLISHED: Mapping[str, DiffusionConfig] = {"sd-1.5": SD_15, "sd-turbo": SD_TURBO, "sdxl": SDXL}
@@ -110,7 +111,7 @@ class Calls(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         operation = func.overloadpacket
         if not func.is_view and operation not in NO_BYTES:
-            read, written = _tensors(args), _tensors((result,))
+            read, written = tensors(args), tensors(result)
             kind = _kind(operation, args)
             if read and written:
                 count = flop_registry.get(operation)
@@ -328,16 +329,6 @@ def _kind(operation: Any, args: Sequence[Any]) -> str:
 def _written(kind: str, tensors: list[Tensor]) -> list[Tensor]:
     # A norm's mean and deviation are there for training only.
     return tensors[:1] if kind == NORM else tensors
-
-
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += _tensors(value)
-    return found
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from instantvision.kernels.token_reference import apart
 from instantvision.pipeline.eight_bit import E4M3
-from recorded_calls import mapped
+from recorded_calls import mapped, tensors
 
 
 def adapted(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def adapted(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def in_sixteen_bits(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments without e4m3: its numbers in the type of the others, weights multiplied by their scale."""
-    types = {value.dtype for value in arguments.values() if isinstance(value, Tensor)}
+    types = {tensor.dtype for tensor in tensors(dict(arguments))}
     if E4M3 not in {*types, arguments.get("dtype")}:
         return dict(arguments)
     dtype = next(each for each in (torch.bfloat16, torch.float16, torch.float32) if each in types)

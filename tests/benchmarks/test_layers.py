@@ -138,6 +138,13 @@ def test_a_scale_that_is_left_out_does_not_pass(caplog):
     assert check(layers.replace(case, ours=Way(case.ours.function, without)), torch.float32) > 7e-2
 
 
+def test_pictures_side_by_side_are_found_in_e4m3():
+    arguments = {"pictures": (torch.randn(1, 8, 5, 6), torch.randn(1, 4, 5, 6)), "dtype": E4M3}
+    [case] = cases([Call("layer_ops", "frame", arguments)], "sd-turbo", Ops)
+    assert check(case, torch.float32) <= 7e-2
+    assert layers._error(case.unfused(), case.exact()) <= 1e-6
+
+
 def test_what_comes_multiplied_by_a_constant_is_compared_with_the_reference():
     arguments = {"x": torch.randn(1, 6, 16).to(E4M3), "bias": torch.randn(16), "dtype": E4M3, "scale": 8.0}
     [case] = cases([Call("token_ops", "geglu", arguments)], "sd-turbo", Ops)
