@@ -9,15 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instantvision.kernels import reference_layers as reference
-from instantvision.kernels.launch import (
-    launch,
-    matrix,
-    overlapped,
-    prefetch,
-    prefetches,
-    shared_memory,
-    uses_descriptors,
-)
+from instantvision.kernels.launch import launch, matrix, overlapped, shared_memory, uses_descriptors
 from instantvision.kernels.softmax import LOG2_E, gathered
 
 # Queries and keys a step, warps and pipeline stages: measured on an H100.
@@ -36,10 +28,9 @@ def attention_conv(qkv: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, 
     parts = residual.new_empty((batch, heads, tokens, channels))
     descriptors = uses_descriptors(qkv)
     rows = qkv.flatten(0, 1)
-    grid = tiles, heads, batch
     launch(
         attention_conv_kernel,
-        grid,
+        (tiles, heads, batch),
         matrix(rows, (block_m, width), descriptors),
         matrix(rows, (block_n, width), descriptors),
         weight,
@@ -55,8 +46,6 @@ def attention_conv(qkv: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, 
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_C=min(128, triton.next_power_of_2(channels)),
-        PREFETCH=prefetches(weight, grid, warps),
-        THREADS=32 * warps,
         num_warps=warps,
         num_stages=stages,
         **overlapped(qkv),
@@ -123,8 +112,6 @@ def attention_conv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    PREFETCH: tl.constexpr,
-    THREADS: tl.constexpr,
     USE_PDL: tl.constexpr,
 ):
     """BLOCK_M queries of one head a program, to the head's share of the projection.
@@ -140,9 +127,6 @@ def attention_conv_kernel(
     m_token = i_token < tokens
     first_row = i_batch * tokens
     if USE_PDL:
-        i_program = (i_batch * tl.num_programs(1) + i_head) * tl.num_programs(0) + i_m
-        programs = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
-        prefetch(p_weight, C * C, i_program, programs, PREFETCH, THREADS)
         tl.extra.cuda.gdc_wait()
     if DESCRIPTORS:
         b_query = queries.load([first_row + i_m * BLOCK_M, i_head * WIDTH])
