@@ -23,6 +23,7 @@ from instantvision.kernels.launch import (
     prefetch,
     prefetches,
     shared_memory,
+    step_depth,
     uses_descriptors,
 )
 from instantvision.kernels.library_conv import finish, library_sum, pointwise, unfused_way
@@ -111,7 +112,7 @@ def conv3x3_rms(
         out, _ = conv3x3(framed, weight, bias, residual=residual)
         return out, rms_norm_silu(out, norm, eps=eps)
     columns = triton.next_power_of_2(features)
-    blocks = Blocks(128, columns, _depth(framed.shape[1]), 8 if columns > 128 else 4, 3)
+    blocks = Blocks(128, columns, step_depth(framed.shape[1]), 8 if columns > 128 else 4, 3)
     blocks = blocks.fitted(shared_memory(framed))
     walk = Walk(height, width, triton.cdiv((height - 1) * framed_width + width, blocks.rows))
     out = reference.picture_buffer(framed, features, height, width)
@@ -187,7 +188,7 @@ def split_sum(framed: Tensor, weight: Tensor, stride: int, scale: Tensor | None)
     height, width = (framed.shape[2] - 3) // stride + 1, (framed.shape[3] - 3) // stride + 1
     channels, features = framed.shape[1], len(weight)
     positions = (height - 1) * framed.shape[3] + width
-    deep = 128 if channels % 128 == 0 else _depth(channels)
+    deep = 128 if channels % 128 == 0 else step_depth(channels)
     blocks = Blocks(64, 128, deep, 4, 4).fitted(shared_memory(framed), weight.element_size())
     tiles = triton.cdiv(positions, blocks.rows)
     programs = tiles * triton.cdiv(features, blocks.columns) * len(framed)
@@ -279,13 +280,9 @@ def _results(
     return Results(out, framed_out, plain, parts)
 
 
-def _depth(channels: int) -> int:
-    return next(depth for depth in (64, 32, 16) if channels % depth == 0)
-
-
 def _blocks(positions: int, features: int, channels: int, value_bytes: int) -> Blocks:
     """Measured on an H100 (benchmarks/README.md)."""
-    depth = _depth(channels)
+    depth = step_depth(channels)
     deep = 128 if channels % 128 == 0 else depth
     if features <= 64:
         columns = max(16, triton.next_power_of_2(features))
@@ -313,7 +310,7 @@ def _blocks(positions: int, features: int, channels: int, value_bytes: int) -> B
 
 def _doubled_blocks(positions: int, features: int, channels: int) -> Blocks:
     """Of `conv3x3_doubled`, four corners of so many positions: measured on an H100."""
-    depth = _depth(channels)
+    depth = step_depth(channels)
     if features <= 64:
         return Blocks(128, max(16, triton.next_power_of_2(features)), depth, 4, 4)
     if 4 * triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120:
@@ -502,7 +499,7 @@ def conv3x3_kernel(
         programs = tl.num_programs(0) * tl.num_programs(1)
         prefetch(p_weight, 9 * C * N, i_program, programs, PREFETCH, THREADS)
         tl.extra.cuda.gdc_wait()
-    steps: tl.constexpr = 0 if SHALLOW else C // BLOCK_K
+    steps: tl.constexpr = C // BLOCK_K
     first_step, last_step = 0, taps * steps
     if SPLITS > 0:
         share: tl.constexpr = (taps * steps + SPLITS - 1) // SPLITS

@@ -70,7 +70,7 @@ def group_norm(
     # Groups that fill whole blocks of channels are added up where they are needed, others by a kernel before.
     widths = {picture.shape[1] for picture in pictures}
     whole = BLOCK_CHANNELS % group == 0 and len(widths) == 1 and first.shape[1] % BLOCK_CHANNELS == 0
-    table = weight if whole else _scale_and_shift(pictures, parts, weight, bias, modulation, groups, eps)
+    table = weight if whole else _table(pictures, parts, weight, bias, modulation, groups, eps)
     columns = triton.cdiv(channels, BLOCK_CHANNELS)
     positions = (height + border) * (width + border)
     programs = PROGRAMS if whole else PROGRAMS_WITH_TABLE
@@ -109,7 +109,7 @@ def group_norm(
     return out
 
 
-def _scale_and_shift(
+def _table(
     pictures: tuple[Tensor, ...],
     parts: tuple[Tensor, ...],
     weight: Tensor,
@@ -184,6 +184,28 @@ def channel_moments_kernel(
     tl.store(p_moments + o_moments + C, tl.sum(b_square, 0), mask=m_channel)
 
 
+@triton.jit
+def scale_and_shift(
+    mean,
+    rstd,
+    p_weight,
+    p_bias,
+    p_modulation,
+    i_channel,
+    m_channel,
+    CHANNELS: tl.constexpr,
+    MODULATION: tl.constexpr,
+):
+    """One product and one sum a value that normalise it, weigh it and modulate it."""
+    scale = tl.load(p_weight + i_channel, mask=m_channel).to(tl.float32) * rstd
+    shift = tl.load(p_bias + i_channel, mask=m_channel).to(tl.float32) - mean * scale
+    if MODULATION:
+        factor = 1 + tl.load(p_modulation + i_channel, mask=m_channel).to(tl.float32)
+        term = tl.load(p_modulation + i_channel + CHANNELS, mask=m_channel).to(tl.float32)
+        scale, shift = scale * factor, shift * factor + term
+    return scale, shift
+
+
 @triton.jit(do_not_specialize=["first_tiles", "second_tiles", "positions", "modulation_stride"])
 def scale_and_shift_kernel(
     p_first_moments,
@@ -231,14 +253,10 @@ def scale_and_shift_kernel(
     mean = tl.sum(tl.sum(b_sum, 0), 0) / count
     power = tl.sum(tl.sum(b_square, 0), 0) / count
     rstd = tl.rsqrt(tl.maximum(power - mean * mean, 0.0) + eps)
-    scale = tl.load(p_weight + i_channel, mask=m_channel, other=0).to(tl.float32) * rstd
-    shift = tl.load(p_bias + i_channel, mask=m_channel, other=0).to(tl.float32) - mean * scale
-    if MODULATION:
-        o_modulation = i_batch * modulation_stride + i_channel
-        factor = 1 + tl.load(p_modulation + o_modulation, mask=m_channel, other=0).to(tl.float32)
-        o_modulation += FIRST + SECOND
-        term = tl.load(p_modulation + o_modulation, mask=m_channel, other=0).to(tl.float32)
-        scale, shift = scale * factor, shift * factor + term
+    scale, shift = scale_and_shift(
+        mean, rstd, p_weight, p_bias, p_modulation + i_batch * modulation_stride, i_channel, m_channel,
+        FIRST + SECOND, MODULATION,
+    )  # fmt: skip
     o_table = i_batch * (2 * (FIRST + SECOND)) + i_channel
     tl.store(p_table + o_table, scale, mask=m_channel)
     if USE_PDL:
@@ -316,14 +334,10 @@ def group_norm_kernel(
         b_rstd = tl.rsqrt(tl.maximum(b_power - b_mean * b_mean, 0.0) + eps)
         mean = tl.reshape(tl.broadcast_to(b_mean[:, None], (groups, GROUP)), (BLOCK_C,))
         rstd = tl.reshape(tl.broadcast_to(b_rstd[:, None], (groups, GROUP)), (BLOCK_C,))
-        # All that follows is one product and one sum a value.
-        scale = tl.load(p_weight + i_channel).to(tl.float32) * rstd
-        shift = tl.load(p_bias + i_channel).to(tl.float32) - mean * scale
-        if MODULATION:
-            o_modulation = i_batch * modulation_stride + i_channel
-            factor = 1 + tl.load(p_modulation + o_modulation).to(tl.float32)
-            term = tl.load(p_modulation + o_modulation + channels).to(tl.float32)
-            scale, shift = scale * factor, shift * factor + term
+        scale, shift = scale_and_shift(
+            mean, rstd, p_weight, p_bias, p_modulation + i_batch * modulation_stride, i_channel, None, channels,
+            MODULATION,
+        )  # fmt: skip
         m_channel = i_lane < BLOCK_C
     else:
         m_channel = i_channel < channels

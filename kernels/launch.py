@@ -150,6 +150,11 @@ def fit_pipeline(rows: int, columns: int, depth: int, stages: int, shared: int) 
     return depth, stages
 
 
+def step_depth(channels: int) -> int:
+    """Depth of a matrix product's step, which divides its channels: the largest of those that are fast."""
+    return next(depth for depth in (64, 32, 16) if channels % depth == 0)
+
+
 def matrix(tensor: Tensor, block: tuple[int, int], descriptor: bool) -> Any:
     """A contiguous matrix as a kernel takes it: a descriptor of its tiles, or the tensor."""
     return TensorDescriptor.from_tensor(tensor, list(block)) if descriptor else tensor

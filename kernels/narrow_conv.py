@@ -15,6 +15,7 @@ from instantvision.kernels.launch import (
     matrix,
     overlapped,
     shared_memory,
+    step_depth,
     uses_descriptors,
 )
 
@@ -30,8 +31,7 @@ def narrow_conv3x3(framed: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     height, width = framed_height - 2, framed_width - 2
     positions = (height - 1) * framed_width + width
     rows = 128 if positions * batch > LARGE_MIN else 64
-    depth = next(depth for depth in (64, 32, 16) if channels % depth == 0)
-    depth, stages = fit_pipeline(rows, 16, depth, 4, shared_memory(framed))
+    depth, stages = fit_pipeline(rows, 16, step_depth(channels), 4, shared_memory(framed))
     descriptors = uses_descriptors(framed)
     x_matrix = framed.permute(0, 2, 3, 1).reshape(-1, channels)
     out = reference.picture_buffer(framed, len(weight), height, width)

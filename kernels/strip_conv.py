@@ -136,8 +136,8 @@ def strip_conv3x3_kernel(
             tl.store(p_line + i_x[:, None] * N + i_feature[None, :], b_out, mask=m_out)
             # The frame's right side, and behind it the left side of the next line.
             i_side = tl.arange(0, 2 * N)
-            m_side = (i_side < 2 * N) & whole & (i_strip == tl.num_programs(0) - 1)
-            tl.store(p_line + width * N + i_side, tl.zeros((2 * N,), p_out.dtype.element_ty), mask=m_side)
+            b_side = tl.zeros((2 * N,), p_out.dtype.element_ty)
+            tl.store(p_line + width * N + i_side, b_side, mask=whole & (i_strip == tl.num_programs(0) - 1))
         else:
             p_line = p_out + ((i_batch * height + i_y) * width).to(tl.int64) * N
             tl.store(p_line + i_x[:, None] * N + i_feature[None, :], b_out, mask=m_out)

@@ -35,35 +35,33 @@ class FusedTinyAutoencoder:
         self._layers = layers
         # The encoder wants (pixels + 1) / 2, and half of it is in the weights.
         self._encoder = _steps(autoencoder.encoder["layers"], fp8)
-        self._encoder[0].take_in(0.5, offset=1.0)
+        self._encoder[0].take_in(0.5)
         # The decoder gives 0..1 and not -1..1.
         self._decoder = _steps(autoencoder.decoder["layers"], fp8)
-        self._decoder[0].take_in(LATENT_LIMIT, limit=LATENT_LIMIT)
+        self._decoder[0].take_in(LATENT_LIMIT)
         self._decoder[-1].give_out(2.0, -1.0)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """See AutoencoderTiny.encode."""
-        return self._run(self._encoder, pixels)
+        return self._run(self._encoder, pixels, offset=1.0)
 
     def decode(self, latents: Tensor) -> Tensor:
         """See AutoencoderTiny.decode."""
-        return self._run(self._decoder, latents)
+        return self._run(self._decoder, latents, limit=LATENT_LIMIT)
 
-    def _run(self, steps: "list[Step]", x: Tensor) -> Tensor:
-        layers, framed, block_input = self._layers, False, x
-        plain: Tensor | None = None
+    def _run(self, steps: "list[Step]", x: Tensor, **entry: Any) -> Tensor:
+        """Entry: what is done with the picture first, see `conv3x3_shallow`."""
+        layers, (first, *steps) = self._layers, steps
+        x, plain = layers.conv3x3_shallow(
+            x, first.weight, first.bias, activation=first.activation, **entry, **steps[0].wants
+        )
+        framed, block_input = True, x
         for step, after in zip_longest(steps, steps[1:]):
-            wanted = after.wants if after is not None and step.stride == 1 else {}
-            if step.entry is not None:
-                x, plain = layers.conv3x3_shallow(
-                    x, step.weight, step.bias, activation=step.activation, **step.entry, **wanted
-                )
-                framed = bool(wanted)
-                continue
             if not framed:
                 plain, x = x, layers.frame((x,), dtype=step.dtype)
             if step.opens_block:
                 block_input = x if plain is None else plain
+            wanted = after.wants if after is not None and step.stride == 1 else {}
             framed = bool(wanted)
             if step.doubles:
                 x, plain = layers.conv3x3_doubled(x, step.weight, step.bias, **wanted)
@@ -111,7 +109,6 @@ class Step:
         self.stride = int(conv.stride[0])
         self.activation = activation
         self.doubles, self.opens_block, self.closes_block = doubles, opens_block, closes_block
-        self.entry: dict[str, float] | None = None
 
     @property
     def channels(self) -> int:
@@ -132,9 +129,9 @@ class Step:
             "also_plain": self.opens_block and self.dtype is not None,
         }
 
-    def take_in(self, factor: float, **entry: float) -> None:
-        """Be the first: what the picture is after its entry, see `conv3x3_shallow`, is multiplied by a factor."""
-        self.weight, self.entry = self.weight * factor, entry
+    def take_in(self, factor: float) -> None:
+        """Be the first: the picture comes divided by a factor."""
+        self.weight = self.weight * factor
 
     def give_out(self, factor: float, term: float) -> None:
         """Be the last: the result is multiplied, then shifted."""

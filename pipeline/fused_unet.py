@@ -72,8 +72,7 @@ class FusedUNet:
         self._folds: list[Any] = []
         self._wide: list[WideTransformer] = []
         weight, self._bias_in = parameters(unet.conv_in)
-        self._shallow = weight.shape[1] <= SHALLOW
-        self._weight_in = weight if self._shallow else filled_up(weight, CHANNELS_MULTIPLE)
+        self._weight_in = weight if weight.shape[1] <= SHALLOW else filled_up(weight, CHANNELS_MULTIPLE)
         self._down = [self._block(block, block.downsamplers) for block in unet.down_blocks]
         resnets: Any = unet.mid_block.resnets
         self._mid = self._pair(resnets[0], unet.mid_block.attentions[0])
@@ -143,7 +142,7 @@ class FusedUNet:
 
     def _first(self, pictures: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         weight, bias = self._weight_in, self._bias_in
-        if self._shallow:
+        if weight.shape[1] <= SHALLOW:
             picture = pictures[0] if len(pictures) == 1 else torch.cat(pictures, 1)
             return self._layers.conv3x3_shallow(picture, weight, bias, moments=True)
         framed = self._layers.frame(pictures, channels=weight.shape[1])

@@ -62,17 +62,11 @@ def _copy(path: Path, name: str) -> ModuleType:
 
 def _interpreted_layers(names: tuple[str, ...]) -> SimpleNamespace:
     modules = {name: _interpreted(name) for name in names}
-    # Kernels that are parts of other modules' kernels or layers.
-    for owner, name in (
-        ("softmax", "gathered"),
-        ("resample", "rms_norm_silu"),
-        ("narrow_conv", "narrow_conv3x3"),
-        ("strip_conv", "fits_strips"),
-        ("strip_conv", "strip_conv3x3"),
-        ("taps", "taps_side_by_side"),
-    ):
-        for module in modules.values():
-            if owner in modules and hasattr(module, name):
+    # What they have of each other, as parts of kernels or layers, is to be interpreted as well.
+    for module in modules.values():
+        for name, value in list(vars(module).items()):
+            owner = str(getattr(value, "__module__", "")).removeprefix("instantvision.kernels.")
+            if owner in modules:
                 setattr(module, name, getattr(modules[owner], name))
     functions = {
         name: f
