@@ -195,13 +195,18 @@ class CudaRunner:
             memory = LatentMemory.empty(self._model, settings) if desk.remembers else None
             belt = Belt(self._model, settings, desk.course.steps) if desk.throughput else None
 
-            def call(pixels: Tensor, static: FrameInputs, out: Tensor, warm: bool) -> Tensor:
-                return self._frame_pass(
-                    pixels, static, mirror=settings.mirror, memory=memory, warm=warm, belt=belt, out=out
+            def paint(pixels: Tensor, static: FrameInputs, warm: bool) -> Tensor:
+                return self._frame_pass.paint(
+                    pixels, static, mirror=settings.mirror, memory=memory, warm=warm, belt=belt
                 )
 
+            def show(latents: Tensor, out: Tensor) -> Tensor:
+                return self._frame_pass.show(latents, out=out)
+
             numbers = memory.numbers if memory else None
-            recorded = RecordedFrame(call, inputs, settings.size, self._streams, self._model.device, numbers)
+            recorded = RecordedFrame(
+                paint, show, inputs, settings.size, self._streams, self._model.device, numbers
+            )
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -277,12 +277,7 @@ class LatentMemory:
     @classmethod
     def empty(cls, model: LatentModel, settings: Settings) -> "LatentMemory":
         """For a size; a frame whose gates are all open must come first."""
-        source, stylised = (
-            torch.zeros(_latent_shape(model, settings), dtype=model.dtype, device=model.device).contiguous(
-                memory_format=torch.channels_last
-            )
-            for _ in range(2)
-        )
+        source, stylised = (empty_latents(model, settings) for _ in range(2))
         return cls(source, stylised, torch.zeros(settings.steps_ceiling, device=model.device))
 
 
@@ -298,13 +293,7 @@ class Belt:
     """
 
     def __init__(self, model: LatentModel, settings: Settings, steps: int) -> None:
-        _, *shape = _latent_shape(model, settings)
-        self.sources, self.latents, self.clean = (
-            torch.zeros((steps, *shape), dtype=model.dtype, device=model.device).contiguous(
-                memory_format=torch.channels_last
-            )
-            for _ in range(3)
-        )
+        self.sources, self.latents, self.clean = (empty_latents(model, settings, steps) for _ in range(3))
         """Of each frame the picture's latents, its own after its last step, and x0 at that step, [S, C, h, w]."""
         self._entered: deque[FrameInputs] = deque(maxlen=steps)
         self._written: list[FrameInputs | None] = [None] * steps
@@ -345,6 +334,13 @@ def noise_fields(model: LatentModel, settings: Settings, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(settings.seed)
     shape = _latent_shape(model, settings)
     return torch.cat([torch.randn(shape, generator=generator) for _ in range(count)])
+
+
+def empty_latents(model: LatentModel, settings: Settings, frames: int = 1) -> Tensor:
+    """Zeros on the model's device, in the memory order that all latents have, [frames, C, h, w]."""
+    _, *shape = _latent_shape(model, settings)
+    zeros = torch.zeros((frames, *shape), dtype=model.dtype, device=model.device)
+    return zeros.contiguous(memory_format=torch.channels_last)
 
 
 def _latent_shape(model: LatentModel, settings: Settings) -> tuple[int, int, int, int]:

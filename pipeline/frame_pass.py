@@ -13,7 +13,7 @@ from instantvision.pipeline.sampler import Predict, denoise
 
 
 class FramePass:
-    """One frame as five stages, each of which can be measured by itself.
+    """One frame as five stages, each of which can be measured by itself: a picture is painted, then shown.
 
     Args:
         model: on any device.
@@ -35,9 +35,21 @@ class FramePass:
         memory: LatentMemory | None = None,
         warm: bool = False,
         belt: Belt | None = None,
-        out: Tensor | None = None,
     ) -> Tensor:
-        """Stylise a picture.
+        """Stylise a picture: show what was painted. Arguments as of `paint`, result as of `show`."""
+        return self.show(self.paint(pixels, inputs, mirror=mirror, memory=memory, warm=warm, belt=belt))
+
+    def paint(
+        self,
+        pixels: Tensor,
+        inputs: FrameInputs,
+        *,
+        mirror: bool,
+        memory: LatentMemory | None = None,
+        warm: bool = False,
+        belt: Belt | None = None,
+    ) -> Tensor:
+        """From a picture to the clean latents of the stylised one.
 
         Args:
             pixels: uint8 RGB [H, W, 3] on the model's device.
@@ -46,22 +58,25 @@ class FramePass:
             memory: of the frame before, brought up to this one; None takes nothing over.
             warm: start from the frame before, and keep what it had where nothing moved; needs `memory`.
             belt: let the picture in there, and give the one that comes out; its inputs are `inputs`.
-            out: where to write, like `pixels`.
 
         Returns:
-            uint8 RGB [H, W, 3].
+            [1, C, h, w], which may be what `memory` or `belt` keeps.
         """
         source = self.encode(self.unpack(pixels, mirror=mirror))
         if belt is not None:
-            return self.pack(self.decode(self.advance(source, inputs, belt)), out=out)
+            return self.advance(source, inputs, belt)
         if memory is None or not inputs.steps:
-            return self.pack(self.decode(self.denoise(source, inputs)), out=out)
+            return self.denoise(source, inputs)
         gate = self._take_in(source, inputs, memory)
         if warm:
             self._denoise_warm(inputs, memory, gate)
         else:
             memory.stylised.copy_(self.denoise(memory.source, inputs, memory))
-        return self.pack(self.decode(memory.stylised), out=out)
+        return memory.stylised
+
+    def show(self, latents: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """Clean latents to bytes, uint8 RGB [H, W, 3], written to `out` if given."""
+        return self.pack(self.decode(latents), out=out)
 
     def unpack(self, pixels: Tensor, *, mirror: bool) -> Tensor:
         """Bytes to the encoder's input, [1, 3 * fold**2, H / fold, W / fold]."""

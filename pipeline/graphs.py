@@ -1,8 +1,8 @@
-"""One frame as one CUDA graph, and the three streams that keep upload, computation and download going at once.
+"""One frame as two CUDA graphs, and the three streams that keep upload, computation and download going at once.
 
-    upload    │ n+1 ───►                     each arrow to the next line is an event; the host waits
-    compute   │      n ─────────────►        in one place only, for the download of a finished frame
-    download  │             n-1 ───►
+    upload    │ n+1 ───►                       each arrow to the next line is an event; the host waits in one
+    compute   │      n ── paint ──►─ show ─►   place only, for a finished frame: asleep while it is painted,
+    download  │               n-1 ───►         awake when it arrives
 
 Knows nothing of what a frame's arithmetic is (frame_pass.py) or who wants it (engine.py).
 """
@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,17 @@ from instantvision.pipeline.frame_inputs import FrameInputs
 from instantvision.pipeline.frames import Pixels
 from instantvision.pipeline.runner import IN_FLIGHT_MAX
 
+T = TypeVar("T")
+
 # The first call may still measure algorithms, the second is as all later ones.
 WARM_UPS = 2
 
 
 # Pictures of a size in pinned memory: two on their way, those that slots, the pacer, previews and sinks hold, and some.
 PICTURES = 10
+
+# Of waiting for a picture that is painted. Being woken up takes 0.1 to 0.2 ms, which a decoder at work hides.
+AWAKE_MAX_MS = 1.0
 
 # A graph's memory pool; torch keeps the type to itself.
 Pool: TypeAlias = Any
@@ -49,11 +54,12 @@ def capture(call: Callable[[], object], stream: torch.cuda.Stream, pool: Pool = 
         torch.OutOfMemoryError: the GPU's memory does not suffice.
     """
     compile_together([call], stream)
-    return _record(call, stream, pool)
+    graph, _ = _record(call, stream, pool)
+    return graph
 
 
-def _record(call: Callable[[], object], stream: torch.cuda.Stream, pool: Pool) -> torch.cuda.CUDAGraph:
-    """See `capture`; the kernels are compiled."""
+def _record(call: Callable[[], T], stream: torch.cuda.Stream, pool: Pool) -> tuple[torch.cuda.CUDAGraph, T]:
+    """See `capture`; the kernels are compiled. With the graph comes what each replay writes."""
     with _measured_convolutions():
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
@@ -63,8 +69,8 @@ def _record(call: Callable[[], object], stream: torch.cuda.Stream, pool: Pool) -
         graph = torch.cuda.CUDAGraph()
         # "thread_local": another thread's harmless calls, such as a meter's, must not break the recording.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            call()
-    return graph
+            written = call()
+    return graph, written
 
 
 def compile_together(calls: Iterable[Callable[[], object]], stream: torch.cuda.Stream) -> None:
@@ -131,10 +137,10 @@ class Slot:
         self.device_numbers = torch.zeros(numbers, device=device)
         self.uploaded = torch.cuda.Event()
         self.started = torch.cuda.Event(enable_timing=True)
-        # Blocking: a thread that sleeps while the frame is computed leaves its core to OBS. It takes as long to wake
-        # up as the download takes, of which it only spins through the rest.
-        self.computed = torch.cuda.Event(enable_timing=True, blocking=True)
+        # Blocking: a thread that sleeps while the frame is painted leaves its core to OBS.
+        self.painted, self.computed = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
         self.downloaded = torch.cuda.Event()
+        self._show_ms = 0.0
 
     def take_memory(self) -> Tensor:
         """Where the frame that is launched in this slot goes."""
@@ -150,8 +156,11 @@ class Slot:
         """
         try:
             # The one wait of the frame path: for the finished frame.
-            self.computed.synchronize()
+            self.painted.synchronize()
+            if self._show_ms > AWAKE_MAX_MS:
+                self.computed.synchronize()
             self.downloaded.synchronize()
+            self._show_ms = self.painted.elapsed_time(self.computed)
             memory, self.host_out = self.take_memory(), None
             return self._pictures.finished(memory), self.started.elapsed_time(self.computed)
         except torch.AcceleratorError as error:
@@ -178,21 +187,30 @@ class Variant(NamedTuple):
     whole: int | None = None
 
 
+class Graphs(NamedTuple):
+    """Of one variant: a picture to latents, and these to the picture that is shown."""
+
+    paint: torch.cuda.CUDAGraph
+    show: torch.cuda.CUDAGraph
+
+
 class RecordedFrame:
-    """A frame's arithmetic for one size: a graph for each variant, static buffers and slots, which all of them share.
+    """A frame's arithmetic for one size: graphs for each variant, static buffers and slots, which all of them share.
 
     Args:
-        call: (pixels, inputs, out, warm), the arithmetic to record.
+        paint: (pixels, inputs, warm) to latents, the arithmetic to record.
+        show: (latents, out), likewise.
         inputs: by variant; copied; `write` replaces their values.
         size: of the picture.
         streams: the engine's.
         device: of everything.
-        numbers: that `call` leaves on the device for the host, float32 [N], or None.
+        numbers: that `paint` leaves on the device for the host, float32 [N], or None.
     """
 
     def __init__(
         self,
-        call: Callable[[Tensor, FrameInputs, Tensor, bool], object],
+        paint: Callable[[Tensor, FrameInputs, bool], Tensor],
+        show: Callable[[Tensor, Tensor], object],
         inputs: Mapping[Variant, FrameInputs],
         size: Size,
         streams: Streams,
@@ -200,29 +218,34 @@ class RecordedFrame:
         numbers: Tensor | None = None,
     ) -> None:
         # The graphs use memory that only it holds, such as what a frame leaves behind for the next one.
-        self._call = call
+        self._paint = paint
         self._written = dict(inputs)
         with torch.cuda.stream(streams.recording):
             self.inputs = {variant: each.clone() for variant, each in inputs.items()}
-        # A graph has one fixed input and output: copies on the device, 2 µs at 1024x1024, connect them with the slots.
+        # Graphs have one fixed input and output: copies on the device, 2 µs at 1024x1024, connect them with the slots.
         self._pixels = torch.zeros((size.height, size.width, 3), dtype=torch.uint8, device=device)
         self._output, self._numbers = torch.empty_like(self._pixels), numbers
         count = 0 if numbers is None else len(numbers)
         pictures = Pictures((size.height, size.width, 3))
         self.slots = tuple(Slot(size, device, pictures, count) for _ in range(IN_FLIGHT_MAX))
         self._streams = streams
-        self._graphs: dict[Variant, torch.cuda.CUDAGraph] = {}
-        frames = {
-            variant: partial(call, self._pixels, static, self._output, variant.warm)
+        calls = {
+            variant: partial(paint, self._pixels, static, variant.warm)
             for variant, static in self.inputs.items()
         }
         # The kernels of all graphs at once: that fills more processors than those of one after another.
-        compile_together(frames.values(), streams.recording)
+        compile_together([partial(self._whole, call, show) for call in calls.values()], streams.recording)
         # One after the other in the same memory: nothing in it outlives a frame.
+        self._graphs: dict[Variant, Graphs] = {}
         pool: Pool = None
-        for variant, frame in frames.items():
-            graph = self._graphs[variant] = _record(frame, streams.recording, pool)
-            pool = pool or graph.pool()
+        for variant, call in calls.items():
+            painting, latents = _record(call, streams.recording, pool)
+            pool = pool or painting.pool()
+            showing, _ = _record(partial(show, latents, self._output), streams.recording, pool)
+            self._graphs[variant] = Graphs(painting, showing)
+
+    def _whole(self, paint: Callable[[], Tensor], show: Callable[[Tensor, Tensor], object]) -> None:
+        show(paint(), self._output)
 
     def write(self, variant: Variant, inputs: FrameInputs) -> None:
         """Use other values from the next launch on; call it on the compute stream. Free for the values written last."""
@@ -240,7 +263,10 @@ class RecordedFrame:
             slot.uploaded.wait()
             slot.started.record()
             self._pixels.copy_(slot.device_in)
-            self._graphs[variant].replay()
+            graphs = self._graphs[variant]
+            graphs.paint.replay()
+            slot.painted.record()
+            graphs.show.replay()
             slot.device_out.copy_(self._output)
             if self._numbers is not None:
                 slot.device_numbers.copy_(self._numbers)

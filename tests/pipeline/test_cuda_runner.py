@@ -26,7 +26,7 @@ class Recordings:
     def __init__(self):
         self.made, self.alive, self.fits = [], set(), lambda size, alive: True
 
-    def __call__(self, call, inputs, size, streams, device, numbers):
+    def __call__(self, paint, show, inputs, size, streams, device, numbers):
         if not self.fits(size, self.alive):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         self.made.append(size)
