@@ -144,7 +144,7 @@ class CudaRunner:
             delay = self._write(variant, inputs)
             if desk.fresh_noise:
                 self._current.inputs[variant].freshen(self._generator)
-        self._current.launch(slot, variant)
+            self._current.launch(slot, variant)
         self._count += 1
 
         def finish() -> tuple[Pixels, float]:

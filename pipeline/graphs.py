@@ -254,25 +254,28 @@ class RecordedFrame:
             self._written[variant] = inputs
 
     def launch(self, slot: Slot, variant: Variant) -> None:
-        """Queue the frame in a slot's `host_in`; returns at once."""
-        streams = self._streams
-        with torch.cuda.stream(streams.upload):
-            slot.device_in.copy_(slot.host_in, non_blocking=True)
-            slot.uploaded.record()
-        with torch.cuda.stream(streams.compute):
-            slot.uploaded.wait()
-            slot.started.record()
-            self._pixels.copy_(slot.device_in)
-            graphs = self._graphs[variant]
-            graphs.paint.replay()
-            slot.painted.record()
-            graphs.show.replay()
-            slot.device_out.copy_(self._output)
-            if self._numbers is not None:
-                slot.device_numbers.copy_(self._numbers)
-            slot.computed.record()
-        with torch.cuda.stream(streams.download):
-            slot.computed.wait()
-            slot.take_memory().copy_(slot.device_out, non_blocking=True)
-            slot.host_numbers.copy_(slot.device_numbers, non_blocking=True)
-            slot.downloaded.record()
+        """Queue the frame in a slot's `host_in`; returns at once. Call it within a block of some stream.
+
+        Streams are named or set here, not entered: torch asks for the current one each time, 10 µs before there is
+        anything to do for the GPU. That block's end brings back the caller's.
+        """
+        streams, graphs = self._streams, self._graphs[variant]
+        torch.cuda.set_stream(streams.upload)
+        slot.device_in.copy_(slot.host_in, non_blocking=True)
+        slot.uploaded.record(streams.upload)
+        torch.cuda.set_stream(streams.compute)
+        slot.uploaded.wait(streams.compute)
+        slot.started.record(streams.compute)
+        self._pixels.copy_(slot.device_in)
+        graphs.paint.replay()
+        slot.painted.record(streams.compute)
+        graphs.show.replay()
+        slot.device_out.copy_(self._output)
+        if self._numbers is not None:
+            slot.device_numbers.copy_(self._numbers)
+        slot.computed.record(streams.compute)
+        torch.cuda.set_stream(streams.download)
+        slot.computed.wait(streams.download)
+        slot.take_memory().copy_(slot.device_out, non_blocking=True)
+        slot.host_numbers.copy_(slot.device_numbers, non_blocking=True)
+        slot.downloaded.record(streams.download)

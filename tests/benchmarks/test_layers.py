@@ -7,6 +7,7 @@ import torch
 
 import layers
 from instantvision.kernels import reference_layers, token_reference
+from instantvision.kernels.token_reference import E4M3_MAX
 from instantvision.pipeline.eight_bit import E4M3
 from layers import Case, Way, attention_case, cases, check, measure
 from recorded_calls import Call, Recorder
@@ -65,6 +66,14 @@ def test_a_wrong_result_does_not_pass(caplog):
     wrong = Way(lambda **arguments: reference_layers.linear(**arguments)[0] * 1.01, case.ours.arguments)
     assert check(layers.replace(case, ours=wrong), torch.float32) > 1e-3
     assert "the kernel is off by" in caplog.text
+
+
+def test_what_is_beyond_e4m3_is_its_largest_number():
+    arguments = {"values": torch.full((4,), 1.3 * E4M3_MAX), "dtype": E4M3}
+    [case] = cases([Call("token_ops", "rounded", arguments, 1)], "sd-turbo", Ops)
+    assert check(case, torch.float32) == 0
+    small = Way(lambda values, dtype: (0.9 * values.clamp(max=E4M3_MAX)).to(dtype), arguments)
+    assert check(layers.replace(case, ours=small), torch.float32) > 0.05
 
 
 def test_bytes_and_operations_are_counted():

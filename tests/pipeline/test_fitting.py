@@ -85,6 +85,16 @@ def test_views_of_all_kinds_are_read():
     assert fit(pixels, SQUARE, "cover").shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize("view", [np.s_[:], np.s_[:, ::-1, ::-1], np.s_[::-1]])
+def test_a_copy_has_every_byte(view):
+    # Large enough for OpenCV to share it out among threads.
+    pixels = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)[view]
+    pixels.flags.writeable = False
+    out = np.empty_like(pixels, order="C")
+    assert fit(pixels, Size(1024, 1024), "cover", out=out) is out
+    assert np.array_equal(out, pixels)
+
+
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
