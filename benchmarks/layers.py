@@ -407,9 +407,7 @@ def _chosen(case: Case, device: torch.device) -> str:
         from instantvision.kernels.library_conv import unfused_way
 
         given = case.ours.arguments
-        framed, weight = given["framed"], given["weight"]
-        height, width = ((side - 3) // given.get("stride", 1) + 1 for side in framed.shape[2:])
-        form = len(framed) * height * width, framed.shape[1], len(weight), weight.element_size()
+        form = given["framed"], given["weight"], given.get("stride", 1)
         if not given.get("activation") and not given.get("framed_out") and (way := unfused_way(*form)):
             return f"{way}, finish"
     return "ours"

@@ -29,13 +29,12 @@ from instantvision.kernels.launch import (
 from instantvision.kernels.library_conv import finish, library_sum, pointwise, unfused_way
 from instantvision.kernels.narrow_conv import FEATURES_MAX, narrow_conv3x3
 from instantvision.kernels.resample import rms_norm_silu
+from instantvision.kernels.split_conv import fits_lines, line_sum, parts_of
 from instantvision.kernels.strip_conv import fits_strips, strip_conv3x3
 from instantvision.kernels.taps import taps_side_by_side
 
 # Values of a result from which on tiles of whole positions, which can be normalised on store, keep a GPU busy.
 WHOLE_ROWS_MIN = 2**22
-# Programs that split sums are parted for: one for each multiprocessor of an H100.
-SPLIT_PROGRAMS = 132
 
 
 def conv3x3(
@@ -75,7 +74,7 @@ def conv3x3(
             return out, None
     height, width = (framed.shape[2] - 3) // stride + 1, (framed.shape[3] - 3) // stride + 1
     if activation is None and not framed_out and framed.is_cuda:
-        way = unfused_way(len(framed) * height * width, framed.shape[1], len(weight), weight.element_size())
+        way = unfused_way(framed, weight, stride)
         if way is not None:
             library = way == "library"
             sums = (
@@ -178,13 +177,9 @@ def conv3x3_doubled(
 
 
 def split_sum(framed: Tensor, weight: Tensor, stride: int, scale: Tensor | None) -> Tensor:
-    """The sums of a convolution in parts, each over a share of taps and channels: for `finish` to add up.
-
-    With few positions, tiles for all multiprocessors come from parting the sums, whose weights are what takes time.
-
-    Returns:
-        [B, parts, N, h, w], float32, each part channels_last.
-    """
+    """See `split_conv.line_sum`; for lines of any length."""
+    if fits_lines(framed, stride):
+        return line_sum(framed, weight, scale)
     height, width = (framed.shape[2] - 3) // stride + 1, (framed.shape[3] - 3) // stride + 1
     channels, features = framed.shape[1], len(weight)
     positions = (height - 1) * framed.shape[3] + width
@@ -192,8 +187,7 @@ def split_sum(framed: Tensor, weight: Tensor, stride: int, scale: Tensor | None)
     blocks = Blocks(64, 128, deep, 4, 4).fitted(shared_memory(framed), weight.element_size())
     tiles = triton.cdiv(positions, blocks.rows)
     programs = tiles * triton.cdiv(features, blocks.columns) * len(framed)
-    steps = 9 * channels // blocks.depth
-    splits = max(1, min(SPLIT_PROGRAMS // programs, steps // 4))
+    splits = parts_of(9 * channels // blocks.depth, programs)
     parts = framed.new_empty((len(framed), splits, height, width, features), dtype=torch.float32)
     walk = Walk(height, width, tiles, stride=stride, splits=splits)
     _launch(framed, weight, weight, blocks, walk, Epilogue(scale=scale), Results(parts))

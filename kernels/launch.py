@@ -155,8 +155,8 @@ def step_depth(channels: int) -> int:
     return next(depth for depth in (64, 32, 16) if channels % depth == 0)
 
 
-def matrix(tensor: Tensor, block: tuple[int, int], descriptor: bool) -> Any:
-    """A contiguous matrix as a kernel takes it: a descriptor of its tiles, or the tensor."""
+def matrix(tensor: Tensor, block: tuple[int, ...], descriptor: bool) -> Any:
+    """A contiguous matrix, or several, as a kernel takes it: a descriptor of its tiles, or the tensor."""
     return TensorDescriptor.from_tensor(tensor, list(block)) if descriptor else tensor
 
 

@@ -13,24 +13,26 @@ from torch import Tensor
 
 from instantvision.kernels import reference_layers as reference
 from instantvision.kernels.launch import launch, overlapped
+from instantvision.kernels.split_conv import fits_lines
 
 # Above so many positions our own kernel has tiles for every multiprocessor.
 POSITIONS_MAX = 4096
-# Up to so many, in numbers of two bytes and of one, it has too few and parts the sums.
-SPLIT_MAX = {2: 64, 1: 256}
+# Up to so many it has too few and parts the sums; in numbers of two bytes, unless tiles are whole lines, up to fewer.
+SPLIT_MAX, SPLIT_MAX_16_BITS = 256, 64
 # Input times output channels from which on sums are long enough for either.
 CHANNELS_MIN = 640 * 1280
 # Positions and channels a program of the last pass.
 ROWS, COLUMNS = 32, 64
 
 
-def unfused_way(
-    positions: int, channels: int, features: int, value_bytes: int
-) -> Literal["library", "split"] | None:
+def unfused_way(framed: Tensor, weight: Tensor, stride: int) -> Literal["library", "split"] | None:
     """Which way of computing sums first and the rest in a pass of its own is faster than doing all at once, if any."""
-    if positions > POSITIONS_MAX or channels * features < CHANNELS_MIN:
+    height, width = ((side - 3) // stride + 1 for side in framed.shape[2:])
+    positions, value_bytes = len(framed) * height * width, weight.element_size()
+    if positions > POSITIONS_MAX or framed.shape[1] * len(weight) < CHANNELS_MIN or value_bytes > 2:
         return None
-    if positions <= SPLIT_MAX.get(value_bytes, 0):
+    fast = value_bytes == 1 or fits_lines(framed, stride)
+    if positions <= (SPLIT_MAX if fast else SPLIT_MAX_16_BITS):
         return "split"
     # cuDNN has no convolution in e4m3 that takes pictures as they are here.
     return "library" if value_bytes == 2 else None

@@ -90,6 +90,8 @@ def frames(dtype: torch.dtype, *, fp8: bool) -> None:
     backend.layer_ops.channel_moments(x)
     # What only a real GPU of these models chooses.
     framed, weight = empty(1, 1280, 10, 10, dtype=dtype), empty(1280, 1280, 3, 3, dtype=dtype)
+    for each in (dtype, E4M3) if fp8 else (dtype,):
+        conv3x3.split_sum(empty(1, 1280, 18, 18, dtype=each), weight.to(each), 1, None)
     sums = conv3x3.split_sum(framed, weight, 1, None)
     backend.layer_ops.finish(sums, vector, vector[None], x, moments=True)
     attention.rounded(x, E4M3 if fp8 else dtype)

@@ -18,6 +18,7 @@ from instantvision.kernels.token_reference import rounded
 LAYERS = (
     "softmax",
     "resample",
+    "split_conv",
     "library_conv",
     "narrow_conv",
     "strip_conv",

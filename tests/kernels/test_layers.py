@@ -274,6 +274,25 @@ def test_a_convolution_in_parts(bench, make, stride):
         make.compare(bench.layer_ops.finish, reference.finish, sums, bias, moments=True, **options)
 
 
+# As high as a tile, less, and as several; the last of their features is no whole tile's.
+@pytest.mark.parametrize("dtype", [None, E4M3])
+@pytest.mark.parametrize("size", [(4, 16), (3, 16), (6, 16), (5, 32)])
+def test_a_convolution_in_parts_of_whole_lines(bench, make, size, dtype):
+    from instantvision.kernels import conv3x3, split_conv
+
+    picture, weight = make(2, 128, *size), make(160, 128, 3, 3, scale=0.03)
+    scale = None if dtype is None else make(160).float()
+    framed, weight = (each.to(dtype or each.dtype) for each in (reference.frame((picture,)), weight))
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    split_sum = conv3x3.split_sum if bench.device == "cuda" else bench.layer_ops.split_sum
+    assert split_conv.fits_lines(framed, 1)
+    sums = split_sum(framed, weight, 1, scale)
+    nothing = torch.zeros(160, device=picture.device)
+    expected, _ = reference.conv3x3(framed.float(), weight.float(), nothing, scale=scale)
+    assert sums.shape[1] > 1
+    make.close(sums.sum(1), expected)
+
+
 @pytest.mark.parametrize("options", [{"moments": True}, {"activation": "relu", "framed_out": True}])
 @pytest.mark.parametrize("size", [*SIZES, (3, 130)])
 def test_conv3x3_doubled(bench, make, size, options):
@@ -295,13 +314,13 @@ def test_doubling_is_enlarging_and_convolving():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("side", [8, 24])
-def test_conv3x3_of_many_channels(make_on_gpu, stride, side):
+@pytest.mark.parametrize(("height", "width"), [(8, 10), (8, 16), (24, 26)])
+def test_conv3x3_of_many_channels(make_on_gpu, stride, height, width):
     from instantvision.kernels import layer_ops
 
     make = make_on_gpu
-    framed = reference.frame((make(2, 1280, side, side + 2),))
-    sides = (2, 640, side // stride, (side + 2) // stride)
+    framed = reference.frame((make(2, 1280, height, width),))
+    sides = (2, 640, height // stride, width // stride)
     arguments = framed, make(640, 1280, 3, 3, scale=0.01), make(640)
     for options in (
         {"embedding": make(2, 640)},
