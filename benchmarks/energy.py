@@ -184,7 +184,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     print(table(figures))
     machine = describe_machine(model.device)
     return {
-        "machine": asdict(machine) | {"commit": machine.commit or args.commit},
+        "machine": asdict(machine) | {"commit": args.commit or machine.commit},
         "size": str(size),
         "preset": args.preset,
         "fps": args.fps,
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=60.0)
     parser.add_argument("--seconds", type=float, default=6.0, help="of a turn")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each way")
-    parser.add_argument("--commit", help="of a copy without its .git folder")
+    parser.add_argument("--commit", help="that is measured, in a copy that git knows nothing of")
     parser.add_argument("--out", type=Path, help="file for the figures")
     args = parser.parse_args()
     report = measure(args)

@@ -537,7 +537,7 @@ def main() -> int:
     parser.add_argument("--only", help="kernels whose name has this in it")
     parser.add_argument("--fp8", action="store_true", help="the calls that read or write e4m3")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes; writes no file")
-    parser.add_argument("--commit", help="of a copy without its .git folder")
+    parser.add_argument("--commit", help="that is measured, in a copy that git knows nothing of")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(SEED)
@@ -569,7 +569,7 @@ def main() -> int:
 
 def _write(rows: Sequence[Row], device: torch.device, commit: str | None, ending: str) -> Path:
     machine = describe_machine(device)
-    machine = replace(machine, commit=machine.commit or commit)
+    machine = replace(machine, commit=commit or machine.commit)
     name = re.sub(r"[^a-z0-9]+", "-", machine.device.lower()).strip("-")
     path = RESULTS / f"layers-{machine.date[:10]}-{name}{ending}.json"
     report = {

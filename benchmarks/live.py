@@ -364,7 +364,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
         )
         found["sizes"] = dataclasses.asdict(changes)
     machine = describe_machine(model.device)
-    return {"machine": dataclasses.asdict(replace(machine, commit=machine.commit or args.commit)), **found}
+    return {"machine": dataclasses.asdict(replace(machine, commit=args.commit or machine.commit)), **found}
 
 
 def main() -> None:
@@ -380,7 +380,7 @@ def main() -> None:
     parser.add_argument("--temporal", default="noise", choices=("off", "noise", "warm"))
     parser.add_argument("--parts", default=",".join(PARTS), help="which, with commas between")
     parser.add_argument("--smoke", action="store_true", help="small and short; writes no file")
-    parser.add_argument("--commit", help="of a copy without its .git folder")
+    parser.add_argument("--commit", help="that is measured, in a copy that git knows nothing of")
     args = parser.parse_args()
     if unknown := set(args.parts.split(",")) - set(PARTS):
         parser.error(f"parts are {', '.join(PARTS)}, not {', '.join(sorted(unknown))}")

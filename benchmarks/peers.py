@@ -199,12 +199,12 @@ def run(groups: Sequence[tuple[Work, ...]], options: Options, path: Path, commit
         groups: works of one subject each.
         options: of all works.
         path: of the file.
-        commit: of a copy without its .git folder.
+        commit: that is measured, in a copy that git knows nothing of.
     """
     # Peers too may have cuDNN choose its algorithms by measuring them.
     torch.backends.cudnn.benchmark = True
     machine = asdict(describe_machine(options.device))
-    machine["commit"] = machine["commit"] or commit
+    machine["commit"] = commit or machine["commit"]
     report = {"machine": machine, "options": _plain(options), "works": {}}
     for works in groups:
         bench: Bench | None = None
@@ -270,7 +270,7 @@ def main() -> int:
         "--samples", type=int, default=Plan.samples, help="timed calls of each method, at most"
     )
     parser.add_argument("--seconds", type=float, default=Plan.seconds, help="of the timed calls of one work")
-    parser.add_argument("--commit", help="of a copy without its .git folder")
+    parser.add_argument("--commit", help="that is measured, in a copy that git knows nothing of")
     parser.add_argument("--out", type=Path, help="JSON file; default: in benchmarks/results")
     args = parser.parse_args()
     if unknown := set(args.work.split(",")) - GROUPS.keys():

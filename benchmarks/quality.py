@@ -227,7 +227,7 @@ def measure(model: Mini, args: argparse.Namespace) -> None:
     machine = describe_machine(device)
     about = {
         "device": machine.device,
-        "commit": machine.commit or args.commit,
+        "commit": args.commit or machine.commit,
         "size": str(size),
         "frames": {clip.name: len(clip.frames) for clip in clips},
         "kernels": machine.kernels,
@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--size", default="512", help="N or WxH in pixels")
     parser.add_argument("--frames", type=int, help="of each clip; all without it")
     parser.add_argument("--untimed", action="store_true", help="take no times, beside other runs")
-    parser.add_argument("--commit", help="of a copy without its .git folder")
+    parser.add_argument("--commit", help="that is measured, in a copy that git knows nothing of")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="FOLDER", help="join what these have")
     parser.add_argument("--out", type=Path, default=Path("quality"), help="folder")
     args = parser.parse_args()

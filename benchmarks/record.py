@@ -48,12 +48,12 @@ def main() -> None:
     )
     parser.add_argument("--size", default="1024", help="N or WxH in pixels")
     parser.add_argument("--fps", type=float, default=60.0, help="of the live run")
-    parser.add_argument("--commit", help="of a copy without its .git folder")
+    parser.add_argument("--commit", help="that is measured, in a copy that git knows nothing of")
     parser.add_argument("--seconds", type=float, default=30.0, help="of the live run")
     args = parser.parse_args()
     report = bench(args.size)
     machine = report["machine"]
-    machine["commit"] = machine["commit"] or args.commit
+    machine["commit"] = args.commit or machine["commit"]
     device = re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-")
     path = RESULTS / f"{machine['date'][:10]}-{device}-{args.size}.json"
     both = {"bench": report, "live": live(args.size, args.fps, args.seconds)}

@@ -4,7 +4,7 @@
     pending = engine.submit(pixels)      # returns at once on a GPU
     stylised = pending.result()          # waits for the frame
 
-On a GPU the whole frame is one CUDA graph (cuda_runner.py), on a CPU it is computed in `submit` (runner.py). Knows
+On a GPU a frame is two CUDA graphs in a row (cuda_runner.py), on a CPU it is computed in `submit` (runner.py). Knows
 nothing of cameras, pacing or threads: calls come from one thread at a time.
 """
 

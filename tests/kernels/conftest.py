@@ -23,6 +23,7 @@ LAYERS = (
     "narrow_conv",
     "strip_conv",
     "taps",
+    "conv3x3_kernel",
     "conv3x3",
     "group_norm",
     "linear",
