@@ -5,8 +5,6 @@ positions long a tile is whole lines of the picture without its frame: counted a
 at 16x16 would be frame. Needs triton.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -27,18 +25,10 @@ from instantvision.kernels.launch import (
 PROGRAMS = 132
 # Positions of a line: at 8x8 a tile is all of the picture, and finishing the many parts costs what the tiles save.
 WIDTHS = 16, 32, 64
-WARPS = 4
+# Features and warps of a program.
+COLUMNS, WARPS = 128, 4
 # Channels from which on larger tiles pay off, which leave more parts to finish.
 DEEP = 1280
-
-
-class Tile(NamedTuple):
-    """Positions and features of a program, depth of its steps and pipeline stages."""
-
-    rows: int
-    columns: int
-    depth: int
-    stages: int
 
 
 def fits_lines(framed: Tensor, stride: int) -> bool:
@@ -60,16 +50,16 @@ def line_sum(framed: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     """
     batch, channels, framed_height, framed_width = framed.shape
     height, width, features = framed_height - 2, framed_width - 2, len(weight)
-    tile = _tile(channels, weight.element_size(), shared_memory(framed))
-    tiles, columns = triton.cdiv(height * width, tile.rows), triton.cdiv(features, tile.columns)
-    splits = parts_of(9 * channels // tile.depth, tiles * columns * batch)
+    rows, depth, stages = _tile(channels, weight.element_size(), shared_memory(framed))
+    tiles, columns = triton.cdiv(height * width, rows), triton.cdiv(features, COLUMNS)
+    splits = parts_of(9 * channels // depth, tiles * columns * batch)
     parts = framed.new_empty((batch, splits, height, width, features), dtype=torch.float32)
     grid = (columns, tiles, batch * splits)
     launch(
         line_sum_kernel,
         grid,
-        matrix(framed.permute(0, 2, 3, 1), (1, tile.rows // width, width, tile.depth), True),
-        matrix(weight.permute(0, 2, 3, 1).flatten(1), (tile.columns, tile.depth), True),
+        matrix(framed.permute(0, 2, 3, 1), (1, rows // width, width, depth), True),
+        matrix(weight.permute(0, 2, 3, 1).flatten(1), (COLUMNS, depth), True),
         weight,
         parts if scale is None else scale,
         parts,
@@ -77,25 +67,25 @@ def line_sum(framed: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
         C=channels,
         N=features,
         WIDTH=width,
-        LINES=tile.rows // width,
+        LINES=rows // width,
         SPLITS=splits,
         SCALED=scale is not None,
-        BLOCK_N=tile.columns,
-        BLOCK_K=tile.depth,
+        BLOCK_N=COLUMNS,
+        BLOCK_K=depth,
         PREFETCH=prefetches(weight, grid, WARPS),
         THREADS=32 * WARPS,
         num_warps=WARPS,
-        num_stages=tile.stages,
+        num_stages=stages,
         **overlapped(framed),
     )
     return parts.permute(0, 1, 4, 2, 3)
 
 
-def _tile(channels: int, value_bytes: int, shared: int) -> Tile:
-    """Measured on an H100 (benchmarks/README.md)."""
+def _tile(channels: int, value_bytes: int, shared: int) -> tuple[int, int, int]:
+    """Positions of a program, depth of its steps and pipeline stages: measured on an H100 (benchmarks/README.md)."""
     rows, stages = (128, 4) if channels >= DEEP else (64, 5)
-    depth, stages = fit_pipeline(rows, 128, 128 // value_bytes, stages, shared * 2 // value_bytes)
-    return Tile(rows, 128, depth, stages)
+    # Memory for twice as many numbers of half the size.
+    return rows, *fit_pipeline(rows, COLUMNS, 128 // value_bytes, stages, shared * 2 // value_bytes)
 
 
 @triton.jit(do_not_specialize=["height"])

@@ -277,7 +277,7 @@ class LatentMemory:
     @classmethod
     def empty(cls, model: LatentModel, settings: Settings) -> "LatentMemory":
         """For a size; a frame whose gates are all open must come first."""
-        source, stylised = (empty_latents(model, settings) for _ in range(2))
+        source, stylised = (_zero_latents(model, settings) for _ in range(2))
         return cls(source, stylised, torch.zeros(settings.steps_ceiling, device=model.device))
 
 
@@ -293,7 +293,7 @@ class Belt:
     """
 
     def __init__(self, model: LatentModel, settings: Settings, steps: int) -> None:
-        self.sources, self.latents, self.clean = (empty_latents(model, settings, steps) for _ in range(3))
+        self.sources, self.latents, self.clean = (_zero_latents(model, settings, steps) for _ in range(3))
         """Of each frame the picture's latents, its own after its last step, and x0 at that step, [S, C, h, w]."""
         self._entered: deque[FrameInputs] = deque(maxlen=steps)
         self._written: list[FrameInputs | None] = [None] * steps
@@ -336,7 +336,7 @@ def noise_fields(model: LatentModel, settings: Settings, count: int) -> Tensor:
     return torch.cat([torch.randn(shape, generator=generator) for _ in range(count)])
 
 
-def empty_latents(model: LatentModel, settings: Settings, frames: int = 1) -> Tensor:
+def _zero_latents(model: LatentModel, settings: Settings, frames: int = 1) -> Tensor:
     """Zeros on the model's device, in the memory order that all latents have, [frames, C, h, w]."""
     _, *shape = _latent_shape(model, settings)
     zeros = torch.zeros((frames, *shape), dtype=model.dtype, device=model.device)
