@@ -72,7 +72,7 @@ class StepOps(Protocol):
 
 
 class LayerOps(Protocol):
-    """The layers of a network; documented in `reference_layers`."""
+    """The layers of a network; documented in `reference_layers` and `conv_reference`."""
 
     def frame(
         self,

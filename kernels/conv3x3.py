@@ -3,7 +3,7 @@
 A framed picture, [B, C, h + 2, w + 2] in channels_last, carries a frame of zeros one position wide. Seen as a matrix
 of positions by channels, every tap of the kernel is then the same matrix some rows further on: no bounds are checked,
 and on Hopper the tensor memory accelerator fetches whole tiles. What frames a picture normalises or enlarges it in the
-same pass (group_norm.py, resample.py). Operations and arguments are those of `reference_layers`. Needs triton.
+same pass (group_norm.py, resample.py). Operations and arguments are those of `conv_reference`. Needs triton.
 """
 
 import math
@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from instantvision.kernels import reference_layers as reference
+from instantvision.kernels import conv_reference as reference
 from instantvision.kernels.conv3x3_kernel import conv3x3_kernel
 from instantvision.kernels.launch import (
     fit_pipeline,
@@ -51,7 +51,7 @@ def conv3x3(
     dtype: torch.dtype | None = None,
     also_plain: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """See `reference_layers.conv3x3`."""
+    """See `conv_reference.conv3x3`."""
     reference.check_conv3x3(framed, weight, stride, framed_out)
     reference.check_results(framed_out, moments, dtype, also_plain)
     if stride == 2 and framed.shape[3] % 2:
@@ -132,7 +132,7 @@ def conv3x3_shallow(
     dtype: torch.dtype | None = None,
     also_plain: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """See `reference_layers.conv3x3_shallow`."""
+    """See `conv_reference.conv3x3_shallow`."""
     reference.check_shallow(picture, weight)
     reference.check_results(framed_out, moments, dtype, also_plain)
     picture = picture.contiguous(memory_format=torch.channels_last)
@@ -160,7 +160,7 @@ def conv3x3_doubled(
     dtype: torch.dtype | None = None,
     also_plain: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """See `reference_layers.conv3x3_doubled`."""
+    """See `conv_reference.conv3x3_doubled`."""
     reference.check_doubled(framed, folded, bias)
     reference.check_results(framed_out, moments, dtype, also_plain)
     batch, channels, framed_height, framed_width = framed.shape
@@ -221,14 +221,14 @@ class Walk(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What is done with a picture without frame when it is read; see `reference_layers.conv3x3_shallow`."""
+    """What is done with a picture without frame when it is read; see `conv_reference.conv3x3_shallow`."""
 
     offset: float = 0.0
     limit: float | None = None
 
 
 class Epilogue(NamedTuple):
-    """What is done with sums before they are stored; see `reference_layers.conv3x3` and `conv3x3_rms`."""
+    """What is done with sums before they are stored; see `conv3x3` and `conv3x3_rms` of the reference."""
 
     embedding: Tensor | None = None
     shortcut: tuple[tuple[Tensor, ...], Tensor] | None = None

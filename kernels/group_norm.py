@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instantvision.kernels import reference_layers as reference
+from instantvision.kernels.conv_reference import picture_buffer
 from instantvision.kernels.launch import launch, overlapped
 
 # Channels of a program, and its warps.
@@ -66,7 +67,7 @@ def group_norm(
     batch, _, height, width = first.shape
     channels, border = len(weight), 2 if framed_out else 0
     group = channels // groups
-    out = reference.picture_buffer(first, channels, height + border, width + border, dtype)
+    out = picture_buffer(first, channels, height + border, width + border, dtype)
     # Groups that fill whole blocks of channels are added up where they are needed, others by a kernel before.
     widths = {picture.shape[1] for picture in pictures}
     whole = BLOCK_CHANNELS % group == 0 and len(widths) == 1 and first.shape[1] % BLOCK_CHANNELS == 0

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from instantvision.kernels import reference_layers as reference
+from instantvision.kernels import conv_reference as reference
 from instantvision.kernels.launch import launch, overlapped
 from instantvision.kernels.split_conv import fits_lines
 
@@ -52,7 +52,7 @@ def finish(
     *,
     moments: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """See `reference_layers.finish`."""
+    """See `conv_reference.finish`."""
     batch, count, features, height, width = sums.shape
     positions = height * width
     tiles = triton.cdiv(positions, ROWS)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from instantvision.kernels import reference_layers as reference
+from instantvision.kernels import conv_reference as reference
 from instantvision.kernels.launch import (
     fit_pipeline,
     launch,
@@ -26,7 +26,7 @@ LARGE_MIN = 32768
 
 
 def narrow_conv3x3(framed: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """See `reference_layers.conv3x3`, of at most FEATURES_MAX features, without options."""
+    """See `conv_reference.conv3x3`, of at most FEATURES_MAX features, without options."""
     batch, channels, framed_height, framed_width = framed.shape
     height, width = framed_height - 2, framed_width - 2
     positions = (height - 1) * framed_width + width

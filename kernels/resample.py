@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from instantvision.kernels import reference_layers as reference
+from instantvision.kernels.conv_reference import picture_buffer
 from instantvision.kernels.launch import launch, overlapped
 
 # Values a program handles.
@@ -25,12 +25,12 @@ def frame(
     channels: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """See `reference_layers.frame`."""
+    """See `conv_reference.frame`."""
     first, second = (*pictures, pictures[0])[:2]
     batch, _, height, width = first.shape
     rows, columns = size or (height, width)
     joined = sum(picture.shape[1] for picture in pictures)
-    out = reference.picture_buffer(first, channels or joined, rows + 2, columns + 2, dtype)
+    out = picture_buffer(first, channels or joined, rows + 2, columns + 2, dtype)
     tiles = triton.cdiv((rows + 2) * (columns + 2), FRAME_ROWS)
     launch(
         frame_kernel,
@@ -56,7 +56,7 @@ def rms_norm_silu(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     """See `reference_layers.rms_norm_silu`."""
     batch, channels, height, width = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
-    out = reference.picture_buffer(x, channels, height + 2, width + 2)
+    out = picture_buffer(x, channels, height + 2, width + 2)
     block_c = triton.next_power_of_2(channels)
     block_m = max(1, BLOCK // block_c)
     grid = (triton.cdiv((height + 2) * (width + 2), block_m), batch)
@@ -108,8 +108,8 @@ def depth_to_space_add(projected: Tensor, x: Tensor, norm: Tensor, *, eps: float
 def _resample(
     kernel: Any, mapped: Tensor, x: Tensor, norm: Tensor, channels: int, height: int, width: int, eps: float
 ) -> tuple[Tensor, Tensor]:
-    out = reference.picture_buffer(x, channels, height, width)
-    normalised = reference.picture_buffer(x, channels, height + 2, width + 2)
+    out = picture_buffer(x, channels, height, width)
+    normalised = picture_buffer(x, channels, height + 2, width + 2)
     block_c = triton.next_power_of_2(channels)
     block_m = max(1, BLOCK // block_c)
     grid = (triton.cdiv((height + 2) * (width + 2), block_m), len(x))

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from instantvision.kernels import reference_layers as reference
+from instantvision.kernels import conv_reference as reference
 from instantvision.kernels.launch import launch, matrix, overlapped, shared_memory, uses_descriptors
 
 # Channels and features whose weights find room in shared memory, of which so much is needed then.
@@ -44,7 +44,7 @@ def strip_conv3x3(
     scale: Tensor | None,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    """See `reference_layers.conv3x3`."""
+    """See `conv_reference.conv3x3`."""
     batch, channels, framed_height, framed_width = framed.shape
     height, width, border = framed_height - 2, framed_width - 2, 2 * framed_out
     out = reference.picture_buffer(framed, channels, height + border, width + border, dtype or bias.dtype)

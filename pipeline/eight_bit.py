@@ -113,5 +113,5 @@ class Convolution:
         return None if self._scale is None else E4M3
 
     def __call__(self, framed: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
-        """See `reference_layers.conv3x3`."""
+        """See `conv_reference.conv3x3`."""
         return self._layers.conv3x3(framed, self._weight, self._bias, scale=self._scale, **options)

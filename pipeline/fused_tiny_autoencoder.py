@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from instantvision.kernels import LayerOps
-from instantvision.kernels.reference_layers import Activation, fold_doubling
+from instantvision.kernels.conv_reference import Activation, fold_doubling
 from instantvision.pipeline.autoencoder_tiny import LATENT_LIMIT, AutoencoderTiny, TinyBlock
 from instantvision.pipeline.eight_bit import CHANNELS_MULTIPLE as E4M3_MULTIPLE
 from instantvision.pipeline.eight_bit import E4M3, scaled

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instantvision.kernels import LayerOps, TokenOps
-from instantvision.kernels.reference_layers import SHALLOW, fold_context, fold_doubling
+from instantvision.kernels.conv_reference import SHALLOW, fold_doubling
+from instantvision.kernels.reference_layers import fold_context
 from instantvision.pipeline.eight_bit import Convolution
 from instantvision.pipeline.model import Deep, Prepared
 from instantvision.pipeline.packing import CHANNELS_MULTIPLE, filled_up, parameters
