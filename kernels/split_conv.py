@@ -131,6 +131,12 @@ def line_sum_kernel(
         b_x = x.load([i_part // SPLITS, first_line + tap // 3, tap % 3, i % steps * BLOCK_K])
         b_w = w.load([i_n * BLOCK_N, i * BLOCK_K])
         b_sum = tl.dot(tl.reshape(b_x, (LINES * WIDTH, BLOCK_K)), b_w.T, b_sum)
+        if USE_PDL:
+            # A tile of four dimensions is multiplied out of registers, and Triton (3.6, 3.7) loads the next one into
+            # these while a product may still read them. A use of the sums, which costs nothing, has it wait.
+            b_sum = tl.inline_asm_elementwise(
+                "mov.b32 $0, $1;", "=f,f", [b_sum], tl.float32, is_pure=False, pack=1
+            )
     if SCALED:
         b_sum *= tl.load(p_scale + i_feature, mask=m_feature, other=0)[None, :]
     if USE_PDL:

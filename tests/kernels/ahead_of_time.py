@@ -3,12 +3,13 @@
     python ahead_of_time.py CAPABILITY:KIB …
 
 Prints a line of JSON for each GPU, kernel and tile, with the bytes of shared memory that a program has, and of memory
-that a thread has for what does not fit into its registers. Networks
+that a thread has for what does not fit into its registers, and how many loops have a race for registers. Networks
 and pictures are on torch's meta device, so launches are those of a frame, of which nothing is computed. Of a matrix
 product's launches with equal tiles the one with the most options stands for all, since tiles are what takes memory; of
 other kernels the one with the largest blocks. Launches that touch e4m3 are apart from those that do not.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -90,8 +91,9 @@ def frames(dtype: torch.dtype, *, fp8: bool) -> None:
     backend.layer_ops.channel_moments(x)
     # What only a real GPU of these models chooses.
     framed, weight = empty(1, 1280, 10, 10, dtype=dtype), empty(1280, 1280, 3, 3, dtype=dtype)
-    for each in (dtype, E4M3) if fp8 else (dtype,):
-        conv3x3.split_sum(empty(1, 1280, 18, 18, dtype=each), weight.to(each), 1, None)
+    for each, channels in itertools.product((dtype, E4M3) if fp8 else (dtype,), (640, 1280)):
+        wide = empty(1280, channels, 3, 3, dtype=each)
+        conv3x3.split_sum(empty(1, channels, 18, 18, dtype=each), wide, 1, None)
     sums = conv3x3.split_sum(framed, weight, 1, None)
     backend.layer_ops.finish(sums, vector, vector[None], x, moments=True)
     attention.rounded(x, E4M3 if fp8 else dtype)
@@ -168,6 +170,28 @@ def stack(machine_code: bytes) -> int:
     return sum(map(int, re.findall(r"STACK:(\d+)", usage)))
 
 
+def races(code: str) -> int:
+    """Loops, in Triton's last code of its own, that load registers anew while a product may still read them.
+
+    A product goes on while the next round begins, unless the loop waits for all of them. Where its left side is in
+    registers, the next round's beginning is to load them: Triton 3.6 and 3.7 do not wait for that.
+    """
+    found, depth = 0, 0
+    # Of each open loop how deep it lies, and whether it has such a product and such a wait.
+    loops: list[tuple[int, set[str]]] = []
+    for line in code.splitlines():
+        if "scf.for" in line:
+            loops.append((depth, set()))
+        depth += line.count("{") - line.count("}")
+        if loops and "warp_group_dot " in line and ": tensor<" in line:
+            loops[-1][1].add("product")
+        if loops and "warp_group_dot_wait" in line and "pendings = 0 " in line:
+            loops[-1][1].add("wait")
+        while loops and depth <= loops[-1][0]:
+            found += loops.pop()[1] == {"product"}
+    return found
+
+
 def module_of(kernel: Any) -> str:
     return str(kernel.fn.__module__.rpartition(".")[2])
 
@@ -195,6 +219,7 @@ def main(capability: int, shared_kib: int) -> None:
             "kernel": kernel.fn.__name__,
             "shared": compiled.metadata.shared,
             "stack": stack(compiled.asm["cubin"]),
+            "races": races(compiled.asm["ttgir"]),
         }
         sys.stdout.write(f"{json.dumps(line)}\n")
 

@@ -87,3 +87,9 @@ def test_no_register_is_spilled_on_hopper(compilations):
     compiled = [each for done in compilations for each in done.result() if each["capability"] == ON_HOPPER]
     assert compiled
     assert not [each for each in compiled if each["stack"]]
+
+
+@pytest.mark.slow
+def test_no_product_reads_registers_that_are_loaded_anew(compilations):
+    compiled = [each for done in compilations for each in done.result()]
+    assert not [each for each in compiled if each["races"]]
