@@ -19,13 +19,11 @@ what they do in bf16.
 
 import argparse
 import dataclasses
-import itertools
 import json
 import logging
 import math
 import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -39,54 +37,25 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import unfused
+from call_times import rotated, turns
 from instantvision import kernels
-from instantvision.kernels import (
-    Backend,
-    reference,
-    reference_layers,
-    temporal_reference,
-    token_reference,
-)
 from instantvision.kernels.token_reference import E4M3_MAX
-from instantvision.pipeline.autoencoder_tiny import AutoencoderTinyConfig
 from instantvision.pipeline.bench import Spread
-from instantvision.pipeline.config import Settings, Size
 from instantvision.pipeline.device import choose_device
 from instantvision.pipeline.eight_bit import E4M3
-from instantvision.pipeline.graphs import capture
-from instantvision.pipeline.latent_diffusion import LatentDiffusion
 from instantvision.pipeline.machine import describe_machine
-from instantvision.pipeline.mini import Mini
-from instantvision.pipeline.model import LatentModel
-from instantvision.pipeline.published import SD_TURBO, DiffusionConfig
-from recorded_calls import Call, frame_calls, mapped, tensors
+from layer_cases import SEED, Case, Way, all_cases, size_bytes
+from recorded_calls import tensors
 from roofline import COPY, LINEAR, Ceilings
 
 log = logging.getLogger(__name__)
 
 RESULTS = Path(__file__).parent / "results"
-REFERENCES: dict[str, Any] = {
-    "frame_ops": reference,
-    "step_ops": reference,
-    "layer_ops": reference_layers,
-    "token_ops": token_reference,
-    "temporal_ops": temporal_reference,
-}
-# Half again an H100's second-level cache.
-ROTATED_BYTES = 75 * 2**20
-CALLS_MIN, CALLS_MAX = 16, 64
-REPEATS = 30
 # bfloat16 keeps 8 bits, and the largest of many sums is off by a few of the last one; the interpreter adds up in
 # float32 and another order. e4m3 rounds to one of eight numbers between two powers of two, so by up to a sixteenth.
 TOLERANCES = {torch.bfloat16: 2e-2, torch.float16: 2e-2, torch.float32: 1e-4, E4M3: 7e-2}
 # What an H100 does at best in products of e4m3.
 E4M3_TFLOPS = 1331.0
-# Arguments that are a layer's own and not a frame's.
-WEIGHTS = {
-    "weight", "bias", "norm_weight", "norm_bias", "norm", "update_bias", "embedding", "modulation", "scale",
-    "folded", "queries_to_scores", "scores_to_out", "query", "keys_values", "out",
-}  # fmt: skip
 ATTENTIONS = ("attention", "attention_conv", "cross_attention")
 BACKENDS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -94,68 +63,6 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "plain": SDPBackend.MATH,
 }
-# Tokens, channels and heads of SD-Turbo's self-attention at 512x512.
-SD_TURBO_ATTENTION = ((4096, 320, 5), (1024, 640, 10), (256, 1280, 20), (64, 1280, 20))
-SEED = 7
-
-
-@dataclass(frozen=True)
-class Way:
-    """An operation with its arguments."""
-
-    function: Callable[..., Any]
-    arguments: dict[str, Any]
-
-    def __call__(self) -> Any:
-        return self.function(**self.arguments)
-
-    def rotated(self, count: int) -> "list[Way]":
-        """The same so many times, with weights that are copies."""
-        copies = [
-            {
-                key: value if key not in WEIGHTS else mapped(value, Tensor.clone)
-                for key, value in given.items()
-            }
-            for given in itertools.repeat(self.arguments, count)
-        ]
-        return [Way(self.function, copy) for copy in copies]
-
-    @property
-    def weight_bytes(self) -> int:
-        """Of a single call."""
-        own = [value for key, value in self.arguments.items() if key in WEIGHTS and isinstance(value, Tensor)]
-        return sum(map(_bytes, own))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A kernel at one shape.
-
-    Args:
-        kernel: name of the operation.
-        where: model that has the shape.
-        shape: of its tensors, for a reader.
-        times: calls in a frame with one evaluation; 0 for a shape at which the program takes another.
-        ours, unfused, exact: the same work; `exact` is the reference in float32.
-    """
-
-    kernel: str
-    where: str
-    shape: str
-    times: int
-    ours: Way
-    unfused: Way
-    exact: Way
-
-    @property
-    def multiplies_e4m3(self) -> bool:
-        """Whether it reads numbers of eight bits."""
-        return any(each.dtype == E4M3 for each in tensors(self.ours.arguments))
-
-    @property
-    def in_e4m3(self) -> bool:
-        """Whether it reads or writes them."""
-        return self.multiplies_e4m3 or self.ours.arguments.get("dtype") == E4M3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,92 +102,8 @@ class Written(TorchDispatchMode):
         """Run the operation."""
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
-            self.total += sum(map(_bytes, tensors(result)))
+            self.total += sum(map(size_bytes, tensors(result)))
         return result
-
-
-def cases(calls: Sequence[Call], where: str, backend: Backend) -> list[Case]:
-    """A case for each recorded call."""
-    special = {"cross_attention": _cross_case, "conv3x3_doubled": _doubled_case}
-    return [
-        special[call.name](call, where, backend)
-        if call.name in special
-        else _case(call.group, call.name, call.arguments, where, call.times, backend)
-        for call in calls
-    ]
-
-
-def attention_case(
-    tokens: int,
-    channels: int,
-    heads: int,
-    where: str,
-    backend: Backend,
-    form: tuple[torch.device, torch.dtype],
-) -> Case:
-    """attention_conv at a shape that the program has another way for."""
-    device, dtype = form
-    shapes = {
-        "qkv": (1, tokens, 3 * channels),
-        "weight": (channels, channels),
-        "bias": (channels,),
-        "residual": (1, tokens, channels),
-    }
-    arguments: dict[str, Any] = {
-        name: _random(*shape, device=device, dtype=dtype) for name, shape in shapes.items()
-    }
-    arguments["weight"] *= channels**-0.5
-    return _case("layer_ops", "attention_conv", arguments | {"heads": heads}, where, 0, backend)
-
-
-def _case(group: str, name: str, arguments: dict[str, Any], where: str, times: int, backend: Backend) -> Case:
-    exact = {
-        key: torch.float32 if isinstance(value, torch.dtype) and key == "dtype" else mapped(value, _exact)
-        for key, value in arguments.items()
-    }
-    wanted, own = getattr(REFERENCES[group], name), getattr(unfused, name, None)
-    plain = unfused.in_sixteen_bits(arguments)
-    # The unfused sequences do not know what comes multiplied by a constant, for e4m3's sake.
-    if plain.get("scale") not in (None, 1.0):
-        own = None
-    return Case(
-        kernel=name,
-        where=where,
-        shape=_shape(arguments),
-        times=times,
-        ours=Way(getattr(getattr(backend, group), name), arguments),
-        unfused=Way(own, unfused.adapted(plain)) if own else Way(wanted, plain),
-        exact=Way(wanted, exact),
-    )
-
-
-def _cross_case(call: Call, where: str, backend: Backend) -> Case:
-    """With projections of our own: those that were folded into the recorded context cannot be had back."""
-    arguments, heads = dict(call.arguments), call.arguments["heads"]
-    to_scores: Tensor = arguments["queries_to_scores"]
-    form: dict[str, Any] = {"device": to_scores.device, "dtype": to_scores.dtype}
-    channels, slots = to_scores.shape[2], to_scores.shape[1] // heads
-    query, key, value, out = (_random(channels, channels, **form) * channels**-0.5 for _ in range(4))
-    context = _random(1, slots, channels, **form)
-    folded = reference_layers.fold_context(query, key, value, out, context, heads)
-    arguments["queries_to_scores"], arguments["scores_to_out"] = folded
-    case = _case(call.group, call.name, arguments, where, call.times, backend)
-    apart = {key: value for key, value in case.unfused.arguments.items() if "scores" not in key}
-    apart |= {"query": query, "keys_values": torch.cat([context @ key.T, context @ value.T], -1), "out": out}
-    return replace(case, unfused=Way(unfused.cross_attention, apart))
-
-
-def _doubled_case(call: Call, where: str, backend: Backend) -> Case:
-    """With a weight of our own, for the same reason."""
-    arguments = dict(call.arguments)
-    folded: Tensor = arguments.pop("folded")
-    features, channels = len(folded) // 4, folded.shape[1]
-    weight = _random(features, channels, 3, 3, device=folded.device, dtype=folded.dtype) * channels**-0.5 / 3
-    weight = weight.contiguous(memory_format=torch.channels_last)
-    ours = arguments | {"folded": reference_layers.fold_doubling(weight)}
-    case = _case(call.group, call.name, ours, where, call.times, backend)
-    apart = {"activation": None} | unfused.adapted(arguments) | {"weight": weight}
-    return replace(case, unfused=Way(unfused.conv3x3_doubled, apart))
 
 
 @torch.inference_mode()
@@ -305,15 +128,14 @@ def tolerance(case: Case, dtype: torch.dtype) -> float:
 @torch.inference_mode()
 def measure(case: Case, error: float, device: torch.device, ceilings: Ceilings) -> Row:
     """Time a case's ways in turns."""
-    ways: dict[str, list[Callable[[], object]]] = {"ours": [*case.ours.rotated(_count(case.ours))]}
+    ways: dict[str, list[Callable[[], object]]] = {"ours": [*rotated(case.ours)]}
     for name, within in _variants(case, device):
-        ways[name] = [partial(_within, within, way) for way in case.unfused.rotated(_count(case.unfused))]
-    times = _turns_on_gpu(ways) if device.type == "cuda" else _turns_on_cpu(ways)
-    spreads = {name: Spread.of(each) for name, each in times.items()}
+        ways[name] = [partial(_within, within, way) for way in rotated(case.unfused)]
+    spreads = {name: Spread.of(times) for name, times in turns(ways, device).items()}
     ours = spreads.pop("ours")
     fastest = min(spreads, key=lambda name: spreads[name].median)
     results = tensors(case.ours())
-    moved = sum(map(_bytes, tensors(case.ours.arguments))) + sum(map(_bytes, results))
+    moved = sum(map(size_bytes, tensors(case.ours.arguments))) + sum(map(size_bytes, results))
     flops = _flops(case.exact)
     if case.multiplies_e4m3:
         ceilings = replace(ceilings, matmul_tflops=E4M3_TFLOPS)
@@ -357,46 +179,6 @@ def _within(backend: SDPBackend | None, way: Way) -> object:
         return way()
 
 
-def _count(way: Way) -> int:
-    return min(CALLS_MAX, max(CALLS_MIN, math.ceil(ROTATED_BYTES / max(way.weight_bytes, 1))))
-
-
-def _turns_on_gpu(ways: dict[str, list[Callable[[], object]]]) -> dict[str, list[float]]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    graphs = {name: capture(partial(_run, calls), stream) for name, calls in ways.items()}
-    order = [name for _ in range(REPEATS) for name in ways]
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(len(order) + 1)]
-    with torch.cuda.stream(stream):
-        for name in ways:
-            graphs[name].replay()
-        marks[0].record()
-        # All at once: the GPU never waits for the host between two marks.
-        for name, mark in zip(order, marks[1:], strict=True):
-            graphs[name].replay()
-            mark.record()
-    stream.synchronize()
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for name, (before, after) in zip(order, itertools.pairwise(marks), strict=True):
-        times[name].append(before.elapsed_time(after) * 1e3 / len(ways[name]))
-    return times
-
-
-def _turns_on_cpu(ways: dict[str, list[Callable[[], object]]]) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for name in [*ways] * 2:
-        started_s = time.perf_counter()
-        ways[name][0]()
-        times[name].append((time.perf_counter() - started_s) * 1e6)
-    return times
-
-
-def _run(calls: Sequence[Callable[[], object]]) -> None:
-    # Each result's memory serves the next call again, as a frame's own does.
-    for call in calls:
-        call()
-
-
 def _chosen(case: Case, device: torch.device) -> str:
     """What the program uses at this shape."""
     if not case.times:
@@ -433,17 +215,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *cells))
 
 
-def _shape(arguments: dict[str, Any]) -> str:
-    """Of all tensors but vectors, and the options that are set."""
-    sides = ["x".join(map(str, each.shape)) for each in tensors(arguments) if each.dim() > 1]
-    options = [
-        key if value is True else f"{key} {value}"
-        for key, value in arguments.items()
-        if isinstance(value, int | str) and value
-    ]
-    return ", ".join([" ".join(sides), *options])
-
-
 def _settled(kernel: str, result: Any) -> list[Tensor]:
     """Results of a kernel and of its reference alike: attention's parts and moments added up."""
     found = [tensor.float() for tensor in tensors(result)]
@@ -476,10 +247,6 @@ def _poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def _exact(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
 def _flops(way: Way) -> int:
     with FlopCounterMode(display=False) as counter:
         way()
@@ -490,42 +257,6 @@ def _written(way: Way) -> int:
     with Written() as counter:
         way()
     return counter.total
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _random(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, device=device).to(dtype)
-
-
-def small(config: DiffusionConfig) -> DiffusionConfig:
-    """A network of the same kind that a CPU can run at once."""
-    changes: dict[str, Any] = {
-        "block_out_channels": (32, 32, 64, 64), "attention_head_dim": (1, 2, 4, 4), "cross_attention_dim": 32,
-        "norm_num_groups": 8,
-    }  # fmt: skip
-    codec = AutoencoderTinyConfig(encoder_block_out_channels=(16,) * 4, decoder_block_out_channels=(16,) * 4)
-    return replace(config, unet=replace(config.unet, **changes), autoencoder=codec, tokens=20)
-
-
-def all_cases(device: torch.device, dtype: torch.dtype, *, smoke: bool, fp8: bool) -> list[Case]:
-    """Of both models; in e4m3 only those that differ."""
-    config, sides = (small(SD_TURBO), (64, 64)) if smoke else (SD_TURBO, (1024, 512))
-    makers: dict[str, Callable[[], LatentModel]] = {
-        "mini": lambda: Mini.load(device, dtype, fp8=fp8),
-        "sd-turbo": lambda: LatentDiffusion.with_random_weights(config, SEED, device, dtype, fp8=fp8),
-    }
-    backend, found = kernels.choose(device.type), list[Case]()
-    for (where, make), side in zip(makers.items(), sides, strict=True):
-        found += cases(frame_calls(make, Settings(size=Size(side, side))), where, backend)
-    if fp8:
-        found = [case for case in found if case.in_e4m3]
-    else:
-        shapes = ((64, 64, 2),) if smoke else SD_TURBO_ATTENTION
-        found += [attention_case(*shape, "sd-turbo", backend, (device, dtype)) for shape in shapes]
-    return sorted(found, key=lambda case: (case.kernel, case.where))
 
 
 @torch.inference_mode()

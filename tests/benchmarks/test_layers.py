@@ -9,7 +9,8 @@ import layers
 from instantvision.kernels import reference_layers, token_reference
 from instantvision.kernels.token_reference import E4M3_MAX
 from instantvision.pipeline.eight_bit import E4M3
-from layers import Case, Way, attention_case, cases, check, measure
+from layer_cases import Case, Way, attention_case, cases
+from layers import check, measure
 from recorded_calls import Call, Recorder
 from roofline import Ceilings
 
