@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from instantvision import kernels
 from instantvision.integrations.base import Sink
 from instantvision.integrations.factory import parse_sink, parse_source
+from instantvision.pipeline import driver
 from instantvision.pipeline.config import LiveConfig, Settings
 from instantvision.pipeline.control import FADE_S, Control, Show
 from instantvision.pipeline.outputs import check_output, write_whole
@@ -92,6 +93,7 @@ def live(job: LiveJob, on_stats: OnStats, controls: Controls = no_controls) -> L
     # Built for its check alone: the size is known later, and a malformed source is refused before torch is imported.
     parse_source(job.source)
     kernels.prepare()
+    driver.wake()
 
     with _nothing_is_garbage():
         from instantvision.pipeline.stages import LiveParts, run_live
