@@ -182,9 +182,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     turns.setdefault((way, kind), []).append(turn)
     figures = [Figures.of(*key, each) for key, each in turns.items()]
     print(table(figures))
-    machine = describe_machine(model.device)
     return {
-        "machine": asdict(machine) | {"commit": args.commit or machine.commit},
+        "machine": asdict(describe_machine(model.device, args.commit)),
         "size": str(size),
         "preset": args.preset,
         "fps": args.fps,

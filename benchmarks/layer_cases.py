@@ -248,7 +248,7 @@ def all_cases(
         found += cases(frame_calls(make, Settings(size=Size(side, side))), where, backend)
     if fp8:
         found = [case for case in found if case.in_e4m3]
-    else:
+    elif "sd-turbo" in models:
         shapes = ((64, 64, 2),) if smoke else SD_TURBO_ATTENTION
         found += [attention_case(*shape, "sd-turbo", backend, (device, dtype)) for shape in shapes]
     return sorted(found, key=lambda case: (case.kernel, case.where))

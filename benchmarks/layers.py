@@ -299,8 +299,7 @@ def main() -> int:
 
 
 def _write(rows: Sequence[Row], device: torch.device, commit: str | None, ending: str) -> Path:
-    machine = describe_machine(device)
-    machine = replace(machine, commit=commit or machine.commit)
+    machine = describe_machine(device, commit)
     name = re.sub(r"[^a-z0-9]+", "-", machine.device.lower()).strip("-")
     path = RESULTS / f"layers-{machine.date[:10]}-{name}{ending}.json"
     report = {

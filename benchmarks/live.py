@@ -363,8 +363,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
             LiveConfig(fps=args.fps, duration_s=limit_s),
         )
         found["sizes"] = dataclasses.asdict(changes)
-    machine = describe_machine(model.device)
-    return {"machine": dataclasses.asdict(replace(machine, commit=args.commit or machine.commit)), **found}
+    return {"machine": dataclasses.asdict(describe_machine(model.device, args.commit)), **found}
 
 
 def main() -> None:

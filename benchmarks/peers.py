@@ -203,8 +203,7 @@ def run(groups: Sequence[tuple[Work, ...]], options: Options, path: Path, commit
     """
     # Peers too may have cuDNN choose its algorithms by measuring them.
     torch.backends.cudnn.benchmark = True
-    machine = asdict(describe_machine(options.device))
-    machine["commit"] = commit or machine["commit"]
+    machine = asdict(describe_machine(options.device, commit))
     report = {"machine": machine, "options": _plain(options), "works": {}}
     for works in groups:
         bench: Bench | None = None

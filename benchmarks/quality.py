@@ -224,10 +224,10 @@ def measure(model: Mini, args: argparse.Namespace) -> None:
         return
     lpips = LpipsLike(device)
     clips = [Clip.read(path, size, args.frames, device) for path in args.clips]
-    machine = describe_machine(device)
+    machine = describe_machine(device, args.commit)
     about = {
         "device": machine.device,
-        "commit": args.commit or machine.commit,
+        "commit": machine.commit,
         "size": str(size),
         "frames": {clip.name: len(clip.frames) for clip in clips},
         "kernels": machine.kernels,

@@ -16,7 +16,7 @@ from torch import Tensor
 from instantvision.kernels import conv_reference as reference
 from instantvision.kernels.conv3x3_kernel import conv3x3_kernel
 from instantvision.kernels.launch import (
-    fit_pipeline,
+    Blocks,
     launch,
     matrix,
     overlapped,
@@ -190,23 +190,6 @@ def split_sum(framed: Tensor, weight: Tensor, stride: int, scale: Tensor | None)
     walk = Walk(height, width, tiles, stride=stride, splits=splits)
     _launch(framed, weight, weight, blocks, walk, Epilogue(scale=scale), Results(parts))
     return parts.permute(0, 1, 4, 2, 3)
-
-
-class Blocks(NamedTuple):
-    """Tile of the result, depth of a step, warps and pipeline stages of a program."""
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
-
-    def fitted(self, shared: int, value_bytes: int = 2) -> "Blocks":
-        """The same tile within `shared` bytes of shared memory."""
-        # Memory for twice as many numbers of half the size.
-        shared = shared * 2 // value_bytes
-        depth, stages = fit_pipeline(self.rows, self.columns, self.depth, self.stages, shared)
-        return self._replace(depth=depth, stages=stages)
 
 
 class Walk(NamedTuple):

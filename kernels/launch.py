@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import triton
@@ -148,6 +148,23 @@ def fit_pipeline(rows: int, columns: int, depth: int, stages: int, shared: int) 
         else:
             stages -= 1
     return depth, stages
+
+
+class Blocks(NamedTuple):
+    """Tile of the result, depth of a step, warps and pipeline stages of a program."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def fitted(self, shared: int, value_bytes: int = 2) -> "Blocks":
+        """The same tile within `shared` bytes of shared memory."""
+        # Memory for twice as many numbers of half the size.
+        shared = shared * 2 // value_bytes
+        depth, stages = fit_pipeline(self.rows, self.columns, self.depth, self.stages, shared)
+        return self._replace(depth=depth, stages=stages)
 
 
 def step_depth(channels: int) -> int:

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from instantvision.kernels.launch import (
-    fit_pipeline,
+    Blocks,
     launch,
     matrix,
     overlapped,
@@ -25,8 +25,6 @@ from instantvision.kernels.launch import (
 PROGRAMS = 132
 # Positions of a line: at 8x8 a tile is all of the picture, and finishing the many parts costs what the tiles save.
 WIDTHS = 16, 32, 64
-# Features and warps of a program.
-COLUMNS, WARPS = 128, 4
 # Channels from which on larger tiles pay off, which leave more parts to finish.
 DEEP = 1280
 
@@ -50,16 +48,16 @@ def line_sum(framed: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     """
     batch, channels, framed_height, framed_width = framed.shape
     height, width, features = framed_height - 2, framed_width - 2, len(weight)
-    rows, depth, stages = _tile(channels, weight.element_size(), shared_memory(framed))
-    tiles, columns = triton.cdiv(height * width, rows), triton.cdiv(features, COLUMNS)
-    splits = parts_of(9 * channels // depth, tiles * columns * batch)
+    blocks = _blocks(channels, weight.element_size()).fitted(shared_memory(framed), weight.element_size())
+    tiles, columns = triton.cdiv(height * width, blocks.rows), triton.cdiv(features, blocks.columns)
+    splits = parts_of(9 * channels // blocks.depth, tiles * columns * batch)
     parts = framed.new_empty((batch, splits, height, width, features), dtype=torch.float32)
     grid = (columns, tiles, batch * splits)
     launch(
         line_sum_kernel,
         grid,
-        matrix(framed.permute(0, 2, 3, 1), (1, rows // width, width, depth), True),
-        matrix(weight.permute(0, 2, 3, 1).flatten(1), (COLUMNS, depth), True),
+        matrix(framed.permute(0, 2, 3, 1), (1, blocks.rows // width, width, blocks.depth), True),
+        matrix(weight.permute(0, 2, 3, 1).flatten(1), (blocks.columns, blocks.depth), True),
         weight,
         parts if scale is None else scale,
         parts,
@@ -67,25 +65,24 @@ def line_sum(framed: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
         C=channels,
         N=features,
         WIDTH=width,
-        LINES=rows // width,
+        LINES=blocks.rows // width,
         SPLITS=splits,
         SCALED=scale is not None,
-        BLOCK_N=COLUMNS,
-        BLOCK_K=depth,
-        PREFETCH=prefetches(weight, grid, WARPS),
-        THREADS=32 * WARPS,
-        num_warps=WARPS,
-        num_stages=stages,
+        BLOCK_N=blocks.columns,
+        BLOCK_K=blocks.depth,
+        PREFETCH=prefetches(weight, grid, blocks.warps),
+        THREADS=32 * blocks.warps,
+        num_warps=blocks.warps,
+        num_stages=blocks.stages,
         **overlapped(framed),
     )
     return parts.permute(0, 1, 4, 2, 3)
 
 
-def _tile(channels: int, value_bytes: int, shared: int) -> tuple[int, int, int]:
-    """Positions of a program, depth of its steps and pipeline stages: measured on an H100 (benchmarks/README.md)."""
+def _blocks(channels: int, value_bytes: int) -> Blocks:
+    """Measured on an H100 (benchmarks/README.md)."""
     rows, stages = (128, 4) if channels >= DEEP else (64, 5)
-    # Memory for twice as many numbers of half the size.
-    return rows, *fit_pipeline(rows, COLUMNS, 128 // value_bytes, stages, shared * 2 // value_bytes)
+    return Blocks(rows, 128, 128 // value_bytes, 4, stages)
 
 
 @triton.jit(do_not_specialize=["height"])

@@ -200,12 +200,15 @@ class CudaRunner:
                     pixels, static, mirror=settings.mirror, memory=memory, warm=warm, belt=belt
                 )
 
-            def show(latents: Tensor, out: Tensor) -> Tensor:
-                return self._frame_pass.show(latents, out=out)
-
             numbers = memory.numbers if memory else None
             recorded = RecordedFrame(
-                paint, show, inputs, settings.size, self._streams, self._model.device, numbers
+                paint,
+                self._frame_pass.show,
+                inputs,
+                settings.size,
+                self._streams,
+                self._model.device,
+                numbers,
             )
         except RuntimeError as error:
             if not is_out_of_memory(error):

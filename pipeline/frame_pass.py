@@ -74,7 +74,7 @@ class FramePass:
             memory.stylised.copy_(self.denoise(memory.source, inputs, memory))
         return memory.stylised
 
-    def show(self, latents: Tensor, *, out: Tensor | None = None) -> Tensor:
+    def show(self, latents: Tensor, out: Tensor | None = None) -> Tensor:
         """Clean latents to bytes, uint8 RGB [H, W, 3], written to `out` if given."""
         return self.pack(self.decode(latents), out=out)
 

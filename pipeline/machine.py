@@ -42,8 +42,8 @@ class Machine:
     date: str
 
 
-def describe_machine(device: torch.device) -> Machine:
-    """The machine as seen from this process."""
+def describe_machine(device: torch.device, commit: str | None = None) -> Machine:
+    """The machine as seen from this process, where whoever names the commit knows better than the checkout."""
     gpu = device.type == "cuda"
     return Machine(
         device=torch.cuda.get_device_name(device) if gpu else _cpu_name(),
@@ -53,7 +53,7 @@ def describe_machine(device: torch.device) -> Machine:
         triton=_version("triton") or _version("triton-windows"),
         cuda=torch.version.cuda if gpu else None,
         kernels=str(kernels.choose(device.type)),
-        commit=_commit(),
+        commit=commit or _commit(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -1,5 +1,6 @@
 """The search for tiles: that it tries what it says and tells what is lost. That needs no GPU; the times do."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ pytest.importorskip("triton")
 
 import tiles
 from instantvision.kernels import conv3x3
-from instantvision.kernels.conv3x3 import Blocks
+from instantvision.kernels.launch import Blocks
 from layer_cases import Case, Way
 from tiles import TILES, Trial, asked, candidates, table, tiled, tried, with_tile
 
@@ -42,7 +43,7 @@ def test_within_a_tile_is_used_and_after_that_the_programs_own():
 def test_the_programs_choice_is_found_out(case):
     assert asked(case) == conv3x3._blocks(100, 64, 32, 2)
     nothing = Way(lambda: None, {})
-    assert asked(tiles.Case(**(vars(case) | {"ours": nothing}))) is None
+    assert asked(replace(case, ours=nothing)) is None
 
 
 def test_every_tile_is_tried_at_the_programs_depth():

@@ -139,3 +139,4 @@ def test_a_missing_nvml_is_the_reason(monkeypatch):
 def test_the_commit_is_a_hash_or_unknown():
     commit = machine.describe_machine(torch.device("cpu")).commit
     assert commit is None or len(commit.removesuffix("-dirty")) == 12
+    assert machine.describe_machine(torch.device("cpu"), "1234567").commit == "1234567"
