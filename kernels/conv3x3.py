@@ -82,8 +82,7 @@ def conv3x3(
             return finish(sums, bias, embedding, added, moments=moments)
     # Positions are counted along framed lines, so that a tile is a run of rows; those past a line's end are dropped.
     positions = (height - 1) * framed.shape[3] + width
-    depth = math.gcd(framed.shape[1], *(source.shape[1] for source in (shortcut or ((),))[0]))
-    blocks = _blocks(positions * len(framed), len(weight), depth, weight.element_size())
+    blocks = _blocks(positions * len(framed), len(weight), framed.shape[1], weight.element_size())
     blocks = blocks.fitted(shared_memory(framed), weight.element_size())
     walk = Walk(height, width, triton.cdiv(positions, blocks.rows), stride=stride)
     results = _results(framed, bias, walk, framed_out, moments, dtype, also_plain)
@@ -262,14 +261,14 @@ def _blocks(positions: int, features: int, channels: int, value_bytes: int) -> B
     if features <= 64:
         columns = max(16, triton.next_power_of_2(features))
         if value_bytes == 1 and positions > 32768:
-            return Blocks(256, columns, depth, 4 if positions > 131072 else 8, 3)
+            return Blocks(256, columns, depth, 4, 4)
         if positions > 32768:
             return Blocks(128, columns, depth, 4, 3)
         return Blocks(128 if positions > 16384 else 64, columns, depth, 4, 4)
     if value_bytes == 1 and positions >= 16384:
         return Blocks(256, 128, deep, 8, 4)
-    if value_bytes == 1 and triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120:
-        return Blocks(128, 128, deep, 8, 3)
+    if value_bytes == 1 and triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 80:
+        return Blocks(128, 128, deep, 4, 3 if deep == 128 else 4)
     if features > 128 and triton.cdiv(positions, 256) * triton.cdiv(features, 128) >= 120:
         return Blocks(256, 128, depth, 8, 3)
     if triton.cdiv(positions, 128) * triton.cdiv(features, 128) >= 120:
@@ -366,6 +365,7 @@ def _launch(
         BLOCK_M=blocks.rows,
         BLOCK_N=blocks.columns,
         BLOCK_K=blocks.depth,
+        BLOCK_SHORTCUT=step_depth(math.gcd(*(source.shape[1] for source in sources))) if sources else 16,
         PREFETCH=prefetches(weight, grid, blocks.warps),
         THREADS=32 * blocks.warps,
         num_warps=blocks.warps,

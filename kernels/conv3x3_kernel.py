@@ -58,6 +58,7 @@ def conv3x3_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_SHORTCUT: tl.constexpr,
     PREFETCH: tl.constexpr,
     THREADS: tl.constexpr,
     USE_PDL: tl.constexpr,
@@ -138,13 +139,13 @@ def conv3x3_kernel(
     if SCALED:
         b_sum *= tl.load(p_scale + i_feature, mask=m_feature, other=0)[None, :]
     if FIRST > 0:
-        i_column = tl.arange(0, BLOCK_K)
-        for k in range(0, FIRST, BLOCK_K):
+        i_column = tl.arange(0, BLOCK_SHORTCUT)
+        for k in range(0, FIRST, BLOCK_SHORTCUT):
             o_x = i_pixel.to(tl.int64)[:, None] * FIRST + k + i_column[None, :]
             b_x = tl.load(p_first + o_x, mask=m_position[:, None], other=0)
             o_w = i_feature[:, None] * (FIRST + SECOND) + k + i_column[None, :]
             b_sum = tl.dot(b_x, tl.load(p_shortcut + o_w, mask=m_feature[:, None], other=0).T, b_sum)
-        for k in range(0, SECOND, BLOCK_K):
+        for k in range(0, SECOND, BLOCK_SHORTCUT):
             o_x = i_pixel.to(tl.int64)[:, None] * SECOND + k + i_column[None, :]
             b_x = tl.load(p_second + o_x, mask=m_position[:, None], other=0)
             o_w = i_feature[:, None] * (FIRST + SECOND) + FIRST + k + i_column[None, :]
