@@ -212,8 +212,24 @@ def depth_to_space_add(projected: Tensor, x: Tensor, norm: Tensor, *, eps: float
 
 def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, **_: Any) -> Tensor:
     """Bias, GELU, product."""
-    value, gate = (x + bias).chunk(2, -1)
+    value, gate = (x + bias).unflatten(-1, (-1, 2)).unbind(-1)
     return (value * F.gelu(gate)).to(dtype)
+
+
+def gated_product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: tuple[Tensor, Tensor] | None = None,
+    *,
+    dtype: torch.dtype,
+    gate_scale: float,
+) -> Tensor:
+    """Product, then `geglu`."""
+    y = F.linear(x, weight)
+    return geglu(
+        y if scales is None else y * (scales[0] * scales[1] / gate_scale).to(y.dtype), bias, dtype=dtype
+    )
 
 
 def add_layer_norm(

@@ -235,6 +235,17 @@ class TokenOps(Protocol):
 
     def geglu(self, x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0) -> Tensor: ...
 
+    def gated_product(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        scales: tuple[Tensor, Tensor] | None = None,
+        *,
+        dtype: torch.dtype,
+        gate_scale: float = 1.0,
+    ) -> Tensor: ...
+
     def attention(
         self,
         queries: Tensor,

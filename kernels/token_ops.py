@@ -9,10 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from instantvision.kernels import token_reference as reference
 from instantvision.kernels.attention import attention, rounded
+from instantvision.kernels.gated_product import fits_gate, gated, product_gated_on_store
 from instantvision.kernels.launch import launch, overlapped
 
-__all__ = ["add_layer_norm", "attention", "geglu", "rounded"]
+__all__ = ["add_layer_norm", "attention", "gated_product", "geglu", "rounded"]
 
 # Tokens and values of each that a program of `geglu` writes: measured on an H100.
 GEGLU_BLOCK = 8, 256
@@ -85,6 +87,21 @@ def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0) ->
     return out
 
 
+def gated_product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: tuple[Tensor, Tensor] | None = None,
+    *,
+    dtype: torch.dtype,
+    gate_scale: float = 1.0,
+) -> Tensor:
+    """See `token_reference.gated_product`."""
+    if scales is not None and fits_gate(x):
+        return product_gated_on_store(x, weight, bias, scales, dtype, gate_scale)
+    return geglu(reference.product(x, weight, scales, x.dtype), bias, dtype=dtype, scale=gate_scale)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def add_layer_norm_kernel(
     p_x,
@@ -137,21 +154,6 @@ def add_layer_norm_kernel(
     tl.store(p_normal + o_x, b_normal.to(p_normal.dtype.element_ty), mask=m_x)
 
 
-@triton.jit
-def gelu(x):
-    """x times the normal distribution's share below x, to 2e-7 of |x|: the compiler's erf takes three times as long.
-
-    Source: Abramowitz & Stegun 1964, formula 7.1.26.
-    """
-    size = tl.abs(x)
-    t = 1 / (1 + 0.23164189 * size)
-    above = t * (
-        0.127414796 + t * (-0.142248368 + t * (0.7107068705 + t * (-0.7265760135 + t * 0.5307027145)))
-    )
-    # exp(-x²/2)
-    return tl.maximum(x, 0.0) - size * above * tl.exp2(x * x * -0.72134752)
-
-
 @triton.jit(do_not_specialize=["tokens"])
 def geglu_kernel(
     p_x,
@@ -170,14 +172,13 @@ def geglu_kernel(
     m_channel = i_channel < C
     m_x = (i_token < tokens)[:, None] & m_channel[None, :]
     o_token = i_token.to(tl.int64)[:, None]
-    b_value_bias = tl.load(p_bias + i_channel, mask=m_channel, other=0).to(tl.float32)
-    b_gate_bias = tl.load(p_bias + C + i_channel, mask=m_channel, other=0).to(tl.float32)
+    i_either = tl.program_id(0) * (2 * BLOCK_C) + tl.arange(0, 2 * BLOCK_C)
+    m_either = (i_token < tokens)[:, None] & (i_either < 2 * C)[None, :]
+    b_bias = tl.load(p_bias + i_either, mask=i_either < 2 * C, other=0).to(tl.float32)
     if USE_PDL:
         tl.extra.cuda.gdc_wait()
-    o_x = o_token * (2 * C) + i_channel[None, :]
-    b_value = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32) * factor + b_value_bias[None, :]
-    b_gate = tl.load(p_x + o_x + C, mask=m_x, other=0.0).to(tl.float32) * factor + b_gate_bias[None, :]
-    b_out = b_value * gelu(b_gate)
+    b_x = tl.load(p_x + o_token * (2 * C) + i_either[None, :], mask=m_either, other=0.0).to(tl.float32)
+    b_out = gated(b_x * factor + b_bias[None, :], BLOCK_M, BLOCK_C)
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
     tl.store(p_out + o_token * C + i_channel[None, :], b_out.to(p_out.dtype.element_ty), mask=m_x)

@@ -48,8 +48,8 @@ def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0) ->
     """Values times GELU of gates.
 
     Args:
-        x: values, then gates, without their bias, [B, T, 2C].
-        bias: [2C].
+        x: pairs of a value and its gate, without their bias, [B, T, 2C].
+        bias: in the same order, [2C].
         dtype: of the result; float8_e4m3fn holds what is within +-448.
         scale: how many times too large x is.
 
@@ -58,8 +58,64 @@ def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0) ->
 
     Source: Shazeer 2020 (arXiv 2002.05202), eq. 6.
     """
-    value, gate = (x.float() / scale + bias.float()).chunk(2, -1)
+    value, gate = (x.float() / scale + bias.float()).unflatten(-1, (-1, 2)).unbind(-1)
     return rounded(value * F.gelu(gate), dtype)
+
+
+def pairs(values_gates: Tensor) -> Tensor:
+    """Rows for values and then as many for their gates, [2C, ...], as pairs of a value's and its gate's."""
+    return values_gates.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1).contiguous()
+
+
+def gated_product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: tuple[Tensor, Tensor] | None = None,
+    *,
+    dtype: torch.dtype,
+    gate_scale: float = 1.0,
+) -> Tensor:
+    """`geglu` of a product.
+
+    Args:
+        x, weight, scales: of `product`, [B, T, C], and [2N, C] in `pairs`.
+        bias: [2N], in the same order.
+        dtype: of the result; float8_e4m3fn holds what is within +-448.
+        gate_scale: how many times too large the scales make the product, so that it may be kept as x is.
+
+    Returns:
+        [B, T, N].
+    """
+    return geglu(product(x, weight, scales, x.dtype), bias, dtype=dtype, scale=gate_scale)
+
+
+def product(x: Tensor, weight: Tensor, scales: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:
+    """x @ weight.T, by a library.
+
+    Args:
+        x: [..., C].
+        weight: [N, C].
+        scales: what x and the weight are multiplied by, float32, each of one value; None multiplies by nothing.
+        dtype: of the result; float8_e4m3fn holds what is within +-448.
+
+    Returns:
+        [..., N].
+    """
+    if scales is None:
+        return rounded(F.linear(x, weight), dtype)
+    if x.is_cpu or x.dtype != torch.float8_e4m3fn:
+        return rounded(F.linear(x.float(), weight.float()) * (scales[0] * scales[1]), dtype)
+    # Fast accumulation keeps 14 bits between steps, plenty for factors of 4.
+    y = torch._scaled_mm(
+        x.flatten(0, -2),
+        weight.T,
+        scale_a=scales[0],
+        scale_b=scales[1],
+        out_dtype=dtype,
+        use_fast_accum=True,
+    )
+    return y.view(*x.shape[:-1], -1)
 
 
 def attention(

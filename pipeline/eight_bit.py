@@ -9,11 +9,10 @@ Source: Micikevicius et al. 2022 (arXiv 2209.05433), section 3.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from instantvision.kernels import LayerOps
-from instantvision.kernels.token_reference import E4M3_MAX, rounded
+from instantvision.kernels import LayerOps, TokenOps
+from instantvision.kernels.token_reference import E4M3_MAX, product
 from instantvision.pipeline.errors import EngineError
 
 E4M3 = torch.float8_e4m3fn
@@ -64,31 +63,23 @@ class Product:
         self.dtype = self.out_dtype = weight.dtype
         self.scale = self.out_scale = 1.0
         self._weight = weight
-        self._factor: Tensor | None = None
+        self._scales: tuple[Tensor, Tensor] | None = None
         if fp8 and all(side % 16 == 0 for side in weight.shape):
             weight_scale = weight.abs().max().float() / E4M3_MAX
             self.dtype, self.scale, self._weight = E4M3, scale, (weight / weight_scale).to(E4M3)
             if out_scale is not None:
                 self.out_dtype, self.out_scale = E4M3, out_scale
             # One factor for all three scales: the library takes one for each side, and multiplies them.
-            self._factor = weight_scale * (self.out_scale / scale)
-            self._one = torch.ones_like(weight_scale)
+            self._scales = torch.ones_like(weight_scale), weight_scale * (self.out_scale / scale)
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._factor is None:
-            return F.linear(x, self._weight)
-        if x.is_cpu:
-            return rounded(F.linear(x.float(), self._weight.float()) * self._factor, self.out_dtype)
-        # Fast accumulation keeps 14 bits between steps, plenty for factors of 4.
-        y = torch._scaled_mm(
-            x.flatten(0, -2),
-            self._weight.T,
-            scale_a=self._one,
-            scale_b=self._factor,
-            out_dtype=self.out_dtype,
-            use_fast_accum=True,
+        return product(x, self._weight, self._scales, self.out_dtype)
+
+    def gated(self, tokens: TokenOps, x: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        """`gated_product` of `token_reference`, for a weight in its `pairs`."""
+        return tokens.gated_product(
+            x, self._weight, bias, self._scales, dtype=dtype, gate_scale=self.out_scale
         )
-        return y.view(*x.shape[:-1], -1)
 
 
 class Convolution:

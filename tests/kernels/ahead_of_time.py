@@ -48,7 +48,7 @@ NETWORKS_FROM = 80
 E4M3_FROM = CAPABILITY[0] * 10 + CAPABILITY[1]
 # Of each kernel, the largest ones.
 TILES = 4
-PRODUCTS = ("conv3x3_kernel", "split_conv", "linear", "attention_conv", "attention")
+PRODUCTS = ("conv3x3_kernel", "split_conv", "linear", "attention_conv", "attention", "gated_product")
 NETWORK_MODULES = (*PRODUCTS, "group_norm", "resample", "token_ops", "library_conv")
 
 

@@ -29,7 +29,7 @@ LAYERS = (
     "linear",
     "attention_conv",
 )
-TOKENS = ("softmax", "attention", "token_ops")
+TOKENS = ("softmax", "attention", "gated_product", "token_ops")
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,26 @@ def test_geglu_of_a_product_in_e4m3(bench, make, tokens, channels):
     make.compare(bench.token_ops.geglu, reference.geglu, x, make(2 * channels), dtype=make.dtype, scale=8.0)
 
 
+def test_pairs():
+    assert reference.pairs(torch.tensor([1, 2, 3, -1, -2, -3])).tolist() == [1, -1, 2, -2, 3, -3]
+
+
+# The largest is more than a tile of tokens, of features and of channels each, and fills none.
+@pytest.mark.parametrize(("tokens", "features", "channels"), [(7, 48, 96), (128, 64, 128), (131, 72, 144)])
+@pytest.mark.parametrize("gate_scale", [1.0, 8.0])
+def test_gated_product(bench, make, tokens, features, channels, gate_scale):
+    arguments = make(1, tokens, channels), make(2 * features, channels), make(2 * features)
+    scales = torch.tensor(2.0), torch.tensor(0.5 * gate_scale * channels**-0.5)
+    on_device = tuple(each.to(arguments[0].device) for each in scales)
+    options = {"dtype": make.dtype, "gate_scale": gate_scale}
+    make.compare(bench.token_ops.gated_product, reference.gated_product, *arguments, on_device, **options)
+
+
+def test_gated_product_in_two_passes(bench, make):
+    arguments = make(1, 9, 32), make(48, 32), make(48)
+    make.compare(bench.token_ops.gated_product, reference.gated_product, *arguments, dtype=make.dtype)
+
+
 @pytest.mark.parametrize(("tokens", "heads", "width"), [(150, 2, 32), (128, 1, 64), (20, 3, 16), (33, 2, 40)])
 def test_attention_to_themselves(bench, make, tokens, heads, width):
     arguments = make(2, tokens, 3 * heads * width), None
@@ -110,6 +130,28 @@ def test_tokens_in_e4m3(make_on_gpu):
     make.neighbours(normal, expected, near_zero(expected))
     gated = token_ops.geglu(make(1, 9, 640, scale=40.0), make(640), dtype=E4M3)
     assert gated.float().abs().max() == reference.E4M3_MAX
+
+
+# With few tokens, with large tiles, and as a library's product and a pass.
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("tokens", "features", "channels"),
+    [(50, 640, 320), (1024, 2560, 640), (4100, 2560, 320), (1024, 1280, 1280)],
+)
+def test_gated_product_in_e4m3(make_on_gpu, tokens, features, channels):
+    from instantvision.kernels import token_ops
+
+    make = make_on_gpu
+    x, weight = (make(*shape).to(E4M3) for shape in ((1, tokens, channels), (2 * features, channels)))
+    bias = make(2 * features)
+    scales = tuple(torch.tensor(value, device="cuda") for value in (1.0, 8.0 * channels**-0.5))
+    found = token_ops.gated_product(x, weight, bias, scales, dtype=E4M3, gate_scale=8.0).float()
+    expected = reference.gated_product(
+        *make.exact((x, weight, bias, scales)), dtype=torch.float32, gate_scale=8.0
+    )
+    # Numbers of e4m3 are up to a sixteenth from what they stand for, a product that is kept in it once more.
+    assert (found - expected).norm() / expected.norm() <= 1 / 16
+    assert torch.isfinite(found).all()
 
 
 @pytest.mark.gpu

@@ -37,19 +37,25 @@ def test_all_that_a_layer_multiplies_is_in_e4m3():
 
         return call
 
-    def geglu(x, *args, **options):
-        written.append(("the gate's product", x.dtype))
-        return token_reference.geglu(x, *args, **options)
+    def gated_product(x, weight, bias, scales, **options):
+        pairs = token_reference.product(x, weight, scales, x.dtype)
+        written.append(("the gate's product", pairs.dtype))
+        return token_reference.geglu(pairs, bias, dtype=options["dtype"], scale=options["gate_scale"])
 
     ops = SimpleNamespace(
         add_layer_norm=noting(token_reference.add_layer_norm),
         attention=noting(token_reference.attention),
-        geglu=noting(geglu),
+        gated_product=noting(gated_product),
     )
     layer = TransformerLayer(Level(channels=64, layers=1, depth=1, heads=2, context=48))
     wide = WideLayer(layer, ops, fp8=True)
     wide(torch.randn(1, 15, 64), None, None, wide.keys_values(torch.randn(1, 7, 48)))
     assert written == [
         (name, E4M3)
-        for name in (*("add_layer_norm", "attention") * 2, "add_layer_norm", "the gate's product", "geglu")
+        for name in (
+            *("add_layer_norm", "attention") * 2,
+            "add_layer_norm",
+            "the gate's product",
+            "gated_product",
+        )
     ]
