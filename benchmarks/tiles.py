@@ -56,7 +56,7 @@ class Trial:
     @property
     def lost_us(self) -> float:
         """In a frame with one evaluation."""
-        return self.calls * max(0.0, self.own_us - self.fastest[0][1])
+        return self.calls * (self.own_us - min([self.own_us, *(median for _, median in self.fastest)]))
 
 
 @contextmanager

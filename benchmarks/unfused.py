@@ -210,9 +210,10 @@ def depth_to_space_add(projected: Tensor, x: Tensor, norm: Tensor, *, eps: float
     return y, rms_norm_silu(y, norm, eps=eps)
 
 
-def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, **_: Any) -> Tensor:
+def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, paired: bool = False, **_: Any) -> Tensor:
     """Bias, GELU, product."""
-    value, gate = (x + bias).unflatten(-1, (-1, 2)).unbind(-1)
+    both = x + bias
+    value, gate = both.unflatten(-1, (-1, 2)).unbind(-1) if paired else both.chunk(2, -1)
     return (value * F.gelu(gate)).to(dtype)
 
 
@@ -220,16 +221,14 @@ def gated_product(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    scales: tuple[Tensor, Tensor] | None = None,
+    scales: tuple[Tensor, Tensor],
     *,
     dtype: torch.dtype,
     gate_scale: float,
 ) -> Tensor:
-    """Product, then `geglu`."""
-    y = F.linear(x, weight)
-    return geglu(
-        y if scales is None else y * (scales[0] * scales[1] / gate_scale).to(y.dtype), bias, dtype=dtype
-    )
+    """Product, scale, then `geglu`."""
+    y = F.linear(x, weight) * (scales[0] * scales[1] / gate_scale).to(x.dtype)
+    return geglu(y, bias, dtype=dtype, paired=True)
 
 
 def add_layer_norm(

@@ -233,14 +233,16 @@ class TokenOps(Protocol):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]: ...
 
-    def geglu(self, x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0) -> Tensor: ...
+    def geglu(
+        self, x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0, paired: bool = False
+    ) -> Tensor: ...
 
     def gated_product(
         self,
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        scales: tuple[Tensor, Tensor] | None = None,
+        scales: tuple[Tensor, Tensor],
         *,
         dtype: torch.dtype,
         gate_scale: float = 1.0,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from instantvision.kernels import token_reference as reference
 from instantvision.kernels.attention import attention, rounded
-from instantvision.kernels.gated_product import fits_gate, gated, product_gated_on_store
+from instantvision.kernels.gated_product import fits_gate, gated, gelu, product_gated_on_store
 from instantvision.kernels.launch import launch, overlapped
 
 __all__ = ["add_layer_norm", "attention", "gated_product", "geglu", "rounded"]
@@ -63,7 +63,7 @@ def _norm_tile(channels: int) -> tuple[int, int]:
     return (1, 8) if channels > 1024 else (2, 2) if channels > 512 else (8, 8)
 
 
-def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0, paired: bool = False) -> Tensor:
     """See `token_reference.geglu`."""
     *shape, both = x.shape
     channels = both // 2
@@ -79,6 +79,7 @@ def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0) ->
         x.numel() // both,
         1 / scale,
         C=channels,
+        PAIRED=paired,
         BLOCK_M=rows,
         BLOCK_C=columns,
         num_warps=4,
@@ -91,15 +92,16 @@ def gated_product(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    scales: tuple[Tensor, Tensor] | None = None,
+    scales: tuple[Tensor, Tensor],
     *,
     dtype: torch.dtype,
     gate_scale: float = 1.0,
 ) -> Tensor:
     """See `token_reference.gated_product`."""
-    if scales is not None and fits_gate(x):
+    if fits_gate(x):
         return product_gated_on_store(x, weight, bias, scales, dtype, gate_scale)
-    return geglu(reference.product(x, weight, scales, x.dtype), bias, dtype=dtype, scale=gate_scale)
+    pairs = reference.product(x, weight, scales, x.dtype)
+    return geglu(pairs, bias, dtype=dtype, scale=gate_scale, paired=True)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -162,6 +164,7 @@ def geglu_kernel(
     tokens,
     factor,
     C: tl.constexpr,
+    PAIRED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     USE_PDL: tl.constexpr,
@@ -172,13 +175,23 @@ def geglu_kernel(
     m_channel = i_channel < C
     m_x = (i_token < tokens)[:, None] & m_channel[None, :]
     o_token = i_token.to(tl.int64)[:, None]
-    i_either = tl.program_id(0) * (2 * BLOCK_C) + tl.arange(0, 2 * BLOCK_C)
-    m_either = (i_token < tokens)[:, None] & (i_either < 2 * C)[None, :]
-    b_bias = tl.load(p_bias + i_either, mask=i_either < 2 * C, other=0).to(tl.float32)
+    if PAIRED:
+        i_either = tl.program_id(0) * (2 * BLOCK_C) + tl.arange(0, 2 * BLOCK_C)
+        m_either = (i_token < tokens)[:, None] & (i_either < 2 * C)[None, :]
+        b_bias = tl.load(p_bias + i_either, mask=i_either < 2 * C, other=0).to(tl.float32)
+    else:
+        b_value_bias = tl.load(p_bias + i_channel, mask=m_channel, other=0).to(tl.float32)
+        b_gate_bias = tl.load(p_bias + C + i_channel, mask=m_channel, other=0).to(tl.float32)
     if USE_PDL:
         tl.extra.cuda.gdc_wait()
-    b_x = tl.load(p_x + o_token * (2 * C) + i_either[None, :], mask=m_either, other=0.0).to(tl.float32)
-    b_out = gated(b_x * factor + b_bias[None, :], BLOCK_M, BLOCK_C)
+    if PAIRED:
+        b_x = tl.load(p_x + o_token * (2 * C) + i_either[None, :], mask=m_either, other=0.0).to(tl.float32)
+        b_out = gated(b_x * factor + b_bias[None, :], BLOCK_M, BLOCK_C)
+    else:
+        o_x = o_token * (2 * C) + i_channel[None, :]
+        b_value = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32) * factor + b_value_bias[None, :]
+        b_gate = tl.load(p_x + o_x + C, mask=m_x, other=0.0).to(tl.float32) * factor + b_gate_bias[None, :]
+        b_out = b_value * gelu(b_gate)
     if USE_PDL:
         tl.extra.cuda.gdc_launch_dependents()
     tl.store(p_out + o_token * C + i_channel[None, :], b_out.to(p_out.dtype.element_ty), mask=m_x)

@@ -44,21 +44,23 @@ def add_layer_norm(
     return x, rounded(normal, dtype)
 
 
-def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+def geglu(x: Tensor, bias: Tensor, *, dtype: torch.dtype, scale: float = 1.0, paired: bool = False) -> Tensor:
     """Values times GELU of gates.
 
     Args:
-        x: pairs of a value and its gate, without their bias, [B, T, 2C].
+        x: values, then gates, without their bias, [B, T, 2C].
         bias: in the same order, [2C].
         dtype: of the result; float8_e4m3fn holds what is within +-448.
         scale: how many times too large x is.
+        paired: x and bias are pairs of a value and its gate.
 
     Returns:
         [B, T, C].
 
     Source: Shazeer 2020 (arXiv 2002.05202), eq. 6.
     """
-    value, gate = (x.float() / scale + bias.float()).unflatten(-1, (-1, 2)).unbind(-1)
+    both = x.float() / scale + bias.float()
+    value, gate = both.unflatten(-1, (-1, 2)).unbind(-1) if paired else both.chunk(2, -1)
     return rounded(value * F.gelu(gate), dtype)
 
 
@@ -71,7 +73,7 @@ def gated_product(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    scales: tuple[Tensor, Tensor] | None = None,
+    scales: tuple[Tensor, Tensor],
     *,
     dtype: torch.dtype,
     gate_scale: float = 1.0,
@@ -79,7 +81,7 @@ def gated_product(
     """`geglu` of a product.
 
     Args:
-        x, weight, scales: of `product`, [B, T, C], and [2N, C] in `pairs`.
+        x, weight, scales: of `product`, [B, T, C], and [2N, C] in `pairs`: of a gate and its value a tile has both.
         bias: [2N], in the same order.
         dtype: of the result; float8_e4m3fn holds what is within +-448.
         gate_scale: how many times too large the scales make the product, so that it may be kept as x is.
@@ -87,7 +89,7 @@ def gated_product(
     Returns:
         [B, T, N].
     """
-    return geglu(product(x, weight, scales, x.dtype), bias, dtype=dtype, scale=gate_scale)
+    return geglu(product(x, weight, scales, x.dtype), bias, dtype=dtype, scale=gate_scale, paired=True)
 
 
 def product(x: Tensor, weight: Tensor, scales: tuple[Tensor, Tensor] | None, dtype: torch.dtype) -> Tensor:

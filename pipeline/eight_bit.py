@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from instantvision.kernels import LayerOps, TokenOps
-from instantvision.kernels.token_reference import E4M3_MAX, product
+from instantvision.kernels.token_reference import E4M3_MAX, pairs, product
 from instantvision.pipeline.errors import EngineError
 
 E4M3 = torch.float8_e4m3fn
@@ -42,6 +42,15 @@ def scaled(weight: Tensor) -> tuple[Tensor, Tensor]:
     return small.contiguous(memory_format=torch.channels_last), scale
 
 
+def fits_e4m3(weight: Tensor) -> bool:
+    """Whether a library multiplies with a weight, [N, C], in e4m3."""
+    return all(side % 16 == 0 for side in weight.shape)
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
+
+
 class Product:
     """x -> x @ weight.T, [..., C] -> [..., N].
 
@@ -64,7 +73,7 @@ class Product:
         self.scale = self.out_scale = 1.0
         self._weight = weight
         self._scales: tuple[Tensor, Tensor] | None = None
-        if fp8 and all(side % 16 == 0 for side in weight.shape):
+        if fp8 and fits_e4m3(weight):
             weight_scale = weight.abs().max().float() / E4M3_MAX
             self.dtype, self.scale, self._weight = E4M3, scale, (weight / weight_scale).to(E4M3)
             if out_scale is not None:
@@ -75,10 +84,31 @@ class Product:
     def __call__(self, x: Tensor) -> Tensor:
         return product(x, self._weight, self._scales, self.out_dtype)
 
-    def gated(self, tokens: TokenOps, x: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        """`gated_product` of `token_reference`, for a weight in its `pairs`."""
-        return tokens.gated_product(
-            x, self._weight, bias, self._scales, dtype=dtype, gate_scale=self.out_scale
+
+class GatedProduct(Product):
+    """x -> values times GELU of gates, [..., C] -> [..., N], both of which are one product.
+
+    Args:
+        tokens: `token_reference`, or kernels of the same signatures.
+        weight: for values and then for gates, [2N, C].
+        bias: in the same order, [2N].
+        fp8: as Product's; a product that goes to memory is then in e4m3, and `gate_scale` times too large.
+    """
+
+    def __init__(
+        self, tokens: TokenOps, weight: Tensor, bias: Tensor, fp8: bool, *, gate_scale: float
+    ) -> None:
+        # In sixteen bits the weight stays that of the network: in another order it would be in memory twice.
+        order = pairs if fp8 and fits_e4m3(weight) else _as_it_is
+        super().__init__(order(weight), fp8, out_scale=gate_scale)
+        self._tokens, self._bias = tokens, order(bias)
+
+    def gated(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Values times GELU of gates, in a type of their own."""
+        if self._scales is None:
+            return self._tokens.geglu(self(x), self._bias, dtype=dtype)
+        return self._tokens.gated_product(
+            x, self._weight, self._bias, self._scales, dtype=dtype, gate_scale=self.out_scale
         )
 
 

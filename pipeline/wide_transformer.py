@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instantvision.kernels import LayerOps, TokenOps
-from instantvision.kernels.token_reference import pairs
-from instantvision.pipeline.eight_bit import Product
+from instantvision.pipeline.eight_bit import GatedProduct, Product
 from instantvision.pipeline.packing import parameters
 from instantvision.pipeline.unet_blocks import Transformer, TransformerLayer
 
@@ -98,9 +97,7 @@ class WideLayer:
         weight, self._other_bias = parameters(other.to_out[0])
         self._other_out = Product(weight, fp8, scale=GATHERED_SCALE)
         gate: Any = layer.ff.net[0]
-        weight, bias = parameters(gate.proj)
-        self._gate_bias = pairs(bias)
-        self._gate = Product(pairs(weight), fp8, out_scale=GATE_SCALE)
+        self._gate = GatedProduct(tokens, *parameters(gate.proj), fp8, gate_scale=GATE_SCALE)
         weight, self._inner_bias = parameters(layer.ff.net[2])
         if leave is not None:
             weight = (leave.float() @ weight.float()).to(weight.dtype)
@@ -119,7 +116,7 @@ class WideLayer:
         x, normal = self._normalised(1, x, self._out(gathered), self._out_bias, self._q)
         gathered = self._gathered(self._q(normal), context, self._other_out)
         x, normal = self._normalised(2, x, self._other_out(gathered), self._other_bias, self._gate)
-        inner = self._gate.gated(self._ops, normal, self._gate_bias, self._inner.dtype)
+        inner = self._gate.gated(normal, self._inner.dtype)
         return x, self._inner(inner), self._inner_bias
 
     def _normalised(

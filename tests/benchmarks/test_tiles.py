@@ -60,11 +60,10 @@ def test_a_tile_with_wrong_results_cannot_win(case, monkeypatch):
     monkeypatch.setattr(tiles, "turns", times)
     with tiled(OWN):
         trial = tried(case, OWN, torch.device("cpu"))
-    assert trial.best == "256x128x32 8w 3s"
-    failed = [each for each in trial.wrong if each.endswith("(RuntimeError)")]
-    assert all("x256x" in each for each in failed)
-    assert len(failed) == 4
-    assert {each for each in trial.wrong if each not in failed} == {
+    assert trial.fastest[0] == ("256x128x32 8w 3s", 1.0)
+    assert len(trial.fastest) == tiles.FASTEST
+    # Those that did not run are left out.
+    assert set(trial.wrong) == {
         "64x64x32 4w 3s (1.0e-01)",
         "64x128x32 4w 3s (1.0e-01)",
         "64x128x32 4w 4s (1.0e-01)",
@@ -73,15 +72,21 @@ def test_a_tile_with_wrong_results_cannot_win(case, monkeypatch):
 
 
 def test_the_largest_loss_comes_first_and_gains_are_none():
-    common = {"where": "mini", "own": "a", "best": "b", "wrong": ()}
+    common = {"where": "mini", "own": "a", "wrong": ()}
     trials = [
-        Trial(shape="small", calls=1, own_us=5.0, best_us=4.0, **common),
-        Trial(shape="large", calls=4, own_us=5.0, best_us=4.0, **common),
-        Trial(shape="best already", calls=9, own_us=4.0, best_us=4.0, **common),
+        Trial(shape="small", calls=1, own_us=5.0, fastest=(("b", 4.0), ("c", 4.5)), **common),
+        Trial(shape="large", calls=4, own_us=5.0, fastest=(("b", 4.0),), **common),
+        Trial(shape="best already", calls=9, own_us=4.0, fastest=(("b", 4.5),), **common),
+        Trial(shape="nothing else runs", calls=9, own_us=4.0, fastest=(), **common),
     ]
     lines = table(trials).splitlines()
-    assert [line.split("mini ")[-1] for line in lines[:3]] == ["large", "small", "best already"]
-    assert lines[3] == "    5.0 us lost in all"
+    assert [line.split("mini ")[-1] for line in lines[:4]] == [
+        "large: 4.0 by b",
+        "small: 4.0 by b, 4.5 by c",
+        "best already: 4.5 by b",
+        "nothing else runs: ",
+    ]
+    assert lines[4] == "    5.0 us lost in all"
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):

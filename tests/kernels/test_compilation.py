@@ -29,7 +29,7 @@ PROCESSES = ((80, 75), (90, 89))
 ON_TURING = 75
 # The tiles are measured on Hopper only, whose tensor memory accelerator one kernel cannot do without.
 ON_HOPPER = 90
-ONLY_ON_HOPPER = {"strip_conv3x3_kernel", "line_sum_kernel"}
+ONLY_ON_HOPPER = {"strip_conv3x3_kernel", "line_sum_kernel", "gated_product_kernel"}
 
 
 def compile_for(capabilities: tuple[int, ...], folder: Path) -> list[dict[str, object]]:

@@ -28,9 +28,10 @@ def test_without_an_update_the_stream_is_the_same_memory(bench, make):
 
 
 @pytest.mark.parametrize(("tokens", "channels"), [(7, 96), (3, 2560), (1, 16)])
-def test_geglu(bench, make, tokens, channels):
+@pytest.mark.parametrize("paired", [False, True])
+def test_geglu(bench, make, tokens, channels, paired):
     arguments = make(2, tokens, 2 * channels), make(2 * channels)
-    make.compare(bench.token_ops.geglu, reference.geglu, *arguments, dtype=make.dtype)
+    make.compare(bench.token_ops.geglu, reference.geglu, *arguments, dtype=make.dtype, paired=paired)
 
 
 @pytest.mark.parametrize(("tokens", "channels"), [(7, 96), (4, 256), (1, 16)])
@@ -55,9 +56,12 @@ def test_gated_product(bench, make, tokens, features, channels, gate_scale):
     make.compare(bench.token_ops.gated_product, reference.gated_product, *arguments, on_device, **options)
 
 
+# As many tokens and channels as a library's product is faster for.
 def test_gated_product_in_two_passes(bench, make):
-    arguments = make(1, 9, 32), make(48, 32), make(48)
-    make.compare(bench.token_ops.gated_product, reference.gated_product, *arguments, dtype=make.dtype)
+    arguments = make(1, 1024, 1280), make(32, 1280), make(32)
+    scales = tuple(torch.tensor(value, device=arguments[0].device) for value in (1.0, 8 * 1280**-0.5))
+    options = {"dtype": make.dtype, "gate_scale": 8.0}
+    make.compare(bench.token_ops.gated_product, reference.gated_product, *arguments, scales, **options)
 
 
 @pytest.mark.parametrize(("tokens", "heads", "width"), [(150, 2, 32), (128, 1, 64), (20, 3, 16), (33, 2, 40)])

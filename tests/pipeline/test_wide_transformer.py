@@ -40,7 +40,9 @@ def test_all_that_a_layer_multiplies_is_in_e4m3():
     def gated_product(x, weight, bias, scales, **options):
         pairs = token_reference.product(x, weight, scales, x.dtype)
         written.append(("the gate's product", pairs.dtype))
-        return token_reference.geglu(pairs, bias, dtype=options["dtype"], scale=options["gate_scale"])
+        return token_reference.geglu(
+            pairs, bias, dtype=options["dtype"], scale=options["gate_scale"], paired=True
+        )
 
     ops = SimpleNamespace(
         add_layer_norm=noting(token_reference.add_layer_norm),
