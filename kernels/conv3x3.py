@@ -19,8 +19,7 @@ from instantvision.kernels.launch import (
     Blocks,
     launch,
     matrix,
-    overlapped,
-    prefetches,
+    product_options,
     shared_memory,
     step_depth,
     uses_descriptors,
@@ -363,14 +362,10 @@ def _launch(
         MOMENTS=results.parts is not None,
         DESCRIPTORS=descriptors,
         BLOCK_M=blocks.rows,
-        BLOCK_N=blocks.columns,
-        BLOCK_K=blocks.depth,
-        BLOCK_SHORTCUT=step_depth(math.gcd(*(source.shape[1] for source in sources))) if sources else 16,
-        PREFETCH=prefetches(weight, grid, blocks.warps),
-        THREADS=32 * blocks.warps,
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
-        **overlapped(framed),
+        BLOCK_SHORTCUT=step_depth(math.gcd(*(source.shape[1] for source in sources)))
+        if sources
+        else blocks.depth,
+        **product_options(blocks, weight, grid),
     )
 
 

@@ -13,9 +13,8 @@ from instantvision.kernels.launch import (
     Blocks,
     launch,
     matrix,
-    overlapped,
     prefetch,
-    prefetches,
+    product_options,
     shared_memory,
     uses_descriptors,
 )
@@ -61,13 +60,7 @@ def product_gated_on_store(
         C=channels,
         N=features,
         BLOCK_M=blocks.rows,
-        BLOCK_N=blocks.columns,
-        BLOCK_K=blocks.depth,
-        PREFETCH=prefetches(weight, grid, blocks.warps),
-        THREADS=32 * blocks.warps,
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
-        **overlapped(x),
+        **product_options(blocks, weight, grid),
     )
     return out
 

@@ -204,6 +204,19 @@ def prefetches(weight: Tensor, grid: Grid, warps: int) -> int:
     return min(8, -(-weight.numel() * weight.element_size() // (128 * threads)))
 
 
+def product_options(blocks: Blocks, weight: Tensor, grid: Grid) -> dict[str, Any]:
+    """Launch options of a matrix product that prefetches its weight; the tile's rows are its kernel's own affair."""
+    return {
+        "BLOCK_N": blocks.columns,
+        "BLOCK_K": blocks.depth,
+        "PREFETCH": prefetches(weight, grid, blocks.warps),
+        "THREADS": 32 * blocks.warps,
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+        **overlapped(weight),
+    }
+
+
 def _signature(kernel: Any, grid: Grid, args: tuple[Any, ...], meta: dict[str, Any]) -> Hashable:
     """Launches of one signature share their machine code, as far as Triton specialises on arguments."""
     del grid

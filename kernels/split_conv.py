@@ -14,9 +14,8 @@ from instantvision.kernels.launch import (
     Blocks,
     launch,
     matrix,
-    overlapped,
     prefetch,
-    prefetches,
+    product_options,
     shared_memory,
     uses_descriptors,
 )
@@ -68,13 +67,7 @@ def line_sum(framed: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
         LINES=blocks.rows // width,
         SPLITS=splits,
         SCALED=scale is not None,
-        BLOCK_N=blocks.columns,
-        BLOCK_K=blocks.depth,
-        PREFETCH=prefetches(weight, grid, blocks.warps),
-        THREADS=32 * blocks.warps,
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
-        **overlapped(framed),
+        **product_options(blocks, weight, grid),
     )
     return parts.permute(0, 1, 4, 2, 3)
 

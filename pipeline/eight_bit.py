@@ -47,10 +47,6 @@ def fits_e4m3(weight: Tensor) -> bool:
     return all(side % 16 == 0 for side in weight.shape)
 
 
-def _as_it_is(weight: Tensor) -> Tensor:
-    return weight
-
-
 class Product:
     """x -> x @ weight.T, [..., C] -> [..., N].
 
@@ -99,9 +95,10 @@ class GatedProduct(Product):
         self, tokens: TokenOps, weight: Tensor, bias: Tensor, fp8: bool, *, gate_scale: float
     ) -> None:
         # In sixteen bits the weight stays that of the network: in another order it would be in memory twice.
-        order = pairs if fp8 and fits_e4m3(weight) else _as_it_is
-        super().__init__(order(weight), fp8, out_scale=gate_scale)
-        self._tokens, self._bias = tokens, order(bias)
+        if fp8 and fits_e4m3(weight):
+            weight, bias = pairs(weight), pairs(bias)
+        super().__init__(weight, fp8, out_scale=gate_scale)
+        self._tokens, self._bias = tokens, bias
 
     def gated(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Values times GELU of gates, in a type of their own."""
