@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -152,3 +153,29 @@ def test_a_long_run_takes_no_more_memory_than_a_short_one() -> None:
     before = sizes()
     run_of([Shown.FRESH, Shown.REPEATED] * 5 * WINDOW, meter)
     assert sizes() == before
+
+
+FIGURES = """
+import sys
+from instantvision.pipeline.config import Settings, Size
+from instantvision.pipeline.meter import Meter, Surroundings
+from instantvision.pipeline.pacing import Shown
+
+meter = Meter()
+before = set(sys.modules)
+for now_s in (0.1, 0.2, 0.3):
+    meter.captured(now_s)
+    meter.finished(now_s, 5.0, 4.0, 8)
+    meter.sent(now_s, Shown.FRESH, 8.0, 0)
+around = Surroundings(
+    source="", sink="", size=Size(64, 64), settings=Settings(), status="", dropped_capture=0, dropped_engine=0
+)
+meter.stats(0.4, around).to_json()
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_figures_import_nothing_between_two_pictures() -> None:
+    """The output's thread tells them; an import of 50 ms there is three pictures that come late."""
+    done = subprocess.run([sys.executable, "-P", "-c", FIGURES], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
