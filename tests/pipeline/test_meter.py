@@ -176,6 +176,6 @@ print(*sorted(set(sys.modules) - before))
 
 
 def test_figures_import_nothing_between_two_pictures() -> None:
-    """The output's thread tells them; an import of 50 ms there is three pictures that come late."""
+    """The output's thread tells them; an import of 50 ms there makes one come three ticks late."""
     done = subprocess.run([sys.executable, "-P", "-c", FIGURES], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
